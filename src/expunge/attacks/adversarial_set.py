@@ -1,0 +1,218 @@
+"""Adversarial examples as a data set: images with the wrong label that the model gives them, and a record of where they came from.
+
+A set made once for a whole training set serves any forget set: `for_ids` picks rows by the id of the sample that they belong to. `check`
+refuses a set of another model, whose labels would not be the model's own.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import ClassVar, final
+
+import safetensors
+import torch
+from jaxtyping import Bool
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ..data.images import Augment, Samples
+from ..errors import DataError, MissingError, StoreError
+from ..models.checkpoint import model_hash
+from ..types import Images, Labels, Scores
+
+FORMAT = "expunge adversarial set 1"
+TENSORS = ("images", "labels", "ids", "true_labels", "distances", "epsilons", "forward_passes", "found", "already_wrong")
+
+
+@final
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class AdversarialSet(Samples):
+    """One adversarial example for each sample of a data set, in the same order. Made by calling an attack: `NearestL2PGD()(model, data)`.
+
+    Attributes:
+        images: float32 (N, C, H, W) in [0, 1].
+        labels: int64 (N,), what the model answers to `images`: y_adv.
+        ids, indices: int64 (N,), the ids of the samples that they were made from.
+        classes: the class names.
+        augment: how training may vary the images; not at all, unless it is replaced.
+        true_labels: int64 (N,), y.
+        distances: (N,), L2 distance from the sample.
+        epsilons: (N,), L2 radius that the search was confined to; the distance for attacks without one.
+        forward_passes: int64 (N,), forward passes that the example has cost.
+        found: bool (N,), whether the label differs from the true one.
+        already_wrong: bool (N,), whether it did so at the sample itself, which is then kept as it is.
+        model_hash: the attacked model, as `models.checkpoint.model_hash` gives it.
+        data_fingerprint: the data that were attacked.
+        attack: the attack's repr.
+    """
+
+    resident: ClassVar[bool] = True
+
+    images: Images
+    labels: Labels
+    ids: Labels
+    classes: tuple[str, ...]
+    true_labels: Labels
+    distances: Scores
+    epsilons: Scores
+    forward_passes: Labels
+    found: Bool[Tensor, " N"]
+    already_wrong: Bool[Tensor, " N"]
+    model_hash: str
+    data_fingerprint: str
+    attack: str = ""
+    augment: Augment = field(default_factory=Augment)
+
+    def __post_init__(self) -> None:
+        lengths = {name: len(getattr(self, name)) for name in TENSORS}
+        if len(set(lengths.values())) != 1:
+            raise DataError(f"all tensors of an adversarial set must have one row for each sample; got {lengths}.")
+
+    def __repr__(self) -> str:
+        mean = f", mean distance {float(self.distances[self.found].mean()):.4g}" if self.found.any() else ""
+        return f"AdversarialSet({len(self)} images, {int(self.found.sum())} found, {int(self.already_wrong.sum())} already wrong{mean})"
+
+    @property
+    def indices(self) -> Labels:
+        return self.ids
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return tuple(self.images.shape[1:])
+
+    @cached_property
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256(repr((self.classes, self.model_hash, self.data_fingerprint)).encode())
+        for name in TENSORS:
+            digest.update(getattr(self, name).contiguous().numpy().data)
+        return digest.hexdigest()
+
+    def fetch(self, positions: Tensor) -> Images:
+        return self.images[positions]
+
+    def for_ids(self, ids: Sequence[int] | Tensor) -> "AdversarialSet":
+        """The examples of the samples with these ids, in the order given.
+
+        Raises:
+            DataError: no id, an id twice, or one that is not in the set.
+        """
+        ids = torch.as_tensor(ids, dtype=torch.int64).cpu()
+        order = self.ids.argsort()
+        at = torch.searchsorted(self.ids[order], ids).clamp(max=len(self) - 1)
+        rows = order[at]
+        missing = ids[self.ids[rows] != ids]
+        if len(missing):
+            raise DataError(
+                f"the adversarial set has examples of {len(self)} samples, and not of {len(missing)} of those asked for "
+                f"(first: id {int(missing[0])}). Attack the whole training set, or this forget set."
+            )
+        if len(ids) == 0 or len(ids.unique()) < len(ids):
+            raise DataError(
+                f"ids must be unique and at least one; got {len(ids)}, {len(ids.unique())} of them different. Pass split.forget.ids."
+            )
+        return self._rows(rows)
+
+    def succeeded(self) -> "AdversarialSet":
+        """The examples that were found.
+
+        Raises:
+            DataError: there is none.
+        """
+        if not self.found.any():
+            raise DataError(
+                f"no adversarial example was found for any of {len(self)} samples, so that there is nothing to train on. "
+                "Search with more steps or a larger radius."
+            )
+        return self if self.found.all() else self._rows(self.found.nonzero().flatten())
+
+    def check(self, model: nn.Module | None = None, data: Samples | None = None) -> None:
+        """Raises DataError unless the set was made with this model, and from these data (None = not checked)."""
+        pairs = []
+        if model is not None:
+            pairs.append(("model", self.model_hash, model_hash(model)))
+        if data is not None:
+            pairs.append(("data", self.data_fingerprint, data.fingerprint))
+        for what, expected, got in pairs:
+            if expected != got:
+                raise DataError(
+                    f"these adversarial examples were made with the {what} {expected[:16]}…; got the {what} {got[:16]}…. "
+                    "Make them again: attack(model, data)."
+                )
+
+    def save(self, path: str | Path) -> None:
+        """Writes the set to a safetensors file; a crash leaves the old file or the new one, never half of one.
+
+        Raises:
+            StoreError: the file cannot be written.
+        """
+        header = {
+            "format": FORMAT, "content": self.fingerprint, "classes": json.dumps(self.classes),
+            "augment": json.dumps([self.augment.pad, self.augment.flip]), "attack": self.attack,
+            "model_hash": self.model_hash, "data_fingerprint": self.data_fingerprint,
+        }  # fmt: skip
+        try:
+            _replace(Path(path), {name: getattr(self, name).contiguous() for name in TENSORS}, header)
+        except (OSError, safetensors.SafetensorError) as error:
+            raise StoreError(
+                f"cannot write the adversarial set {path}: {error}. Check the folder's permissions and the free space."
+            ) from error
+
+    @classmethod
+    def load(cls, path: str | Path) -> "AdversarialSet":
+        """Reads a set that `save` wrote.
+
+        Raises:
+            MissingError: no such file.
+            DataError: the file is damaged, or holds something else.
+        """
+        if not Path(path).is_file():
+            raise MissingError(
+                f"no adversarial set file {str(path)!r}; checked from {os.getcwd()}. Make it with attack(model, data).save(path)."
+            )
+        try:
+            with safetensors.safe_open(path, framework="pt") as file:
+                header = file.metadata() or {}
+            if header.get("format") != FORMAT:
+                raise DataError(
+                    f"{path} must hold a set of adversarial examples ({FORMAT!r}); got {header.get('format')!r}. "
+                    "Pass a file that AdversarialSet.save wrote."
+                )
+            pad, flip = json.loads(header["augment"])
+            loaded = cls(
+                **load_file(path), classes=tuple(json.loads(header["classes"])), augment=Augment(pad, flip),
+                model_hash=header["model_hash"], data_fingerprint=header["data_fingerprint"], attack=header["attack"],
+            )  # fmt: skip
+            whole = loaded.fingerprint == header["content"]
+        except (safetensors.SafetensorError, KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise DataError(
+                f"{path} is not a whole set of adversarial examples: {error}. Copy it again from where it came, or make it again."
+            ) from error
+        if not whole:
+            raise DataError(
+                f"{path} is damaged: its content does not match the hash stored with it. "
+                "Copy it again from where it came, or make it again."
+            )
+        return loaded
+
+    def _rows(self, rows: Tensor) -> "AdversarialSet":
+        return replace(self, **{name: getattr(self, name)[rows] for name in TENSORS})
+
+
+def _replace(path: Path, tensors: dict[str, Tensor], header: dict[str, str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    os.close(handle)
+    try:
+        save_file(tensors, temporary, header)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)

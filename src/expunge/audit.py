@@ -1,0 +1,261 @@
+"""The audit: how close are these models to one that never saw the forget set?
+
+Every model is scored on forget, retain and test images; membership attacks try to tell forget from test images; and each number is compared with that of the
+retrained model on the same samples. The function is the protocol: which groups, which pairing, which flags.
+"""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from . import progress
+from .audits.base import MembershipAudit
+from .audits.lira import LiRA
+from .audits.loss_threshold import LossThreshold
+from .audits.result import AttackRow, Audit, Flag, ModelRow
+from .audits.rmia import RMIA
+from .data.images import Samples
+from .data.split import Split
+from .errors import ConfigError, DataError, HealthFlag
+from .metrics.accuracy import accuracy_of, correct
+from .metrics.gap import GapInputs, gaps
+from .metrics.roc import auc, auc_difference, tpr_at_fpr
+from .metrics.signals import logit_margin
+from .provenance import provenance
+from .training.device import device_of, resolve_device
+from .training.inference import check_model, logits_of
+from .training.shadow import ShadowModels
+
+Models = Mapping[str, nn.Module | Sequence[nn.Module]]
+
+
+def audit(
+    models: Models,
+    split: Split,
+    test: Samples,
+    *,
+    attacks: Sequence[MembershipAudit] | None = None,
+    shadows: ShadowModels | None = None,
+    reference: str = "retrained",
+    fpr: float = 0.01,
+    details: Mapping[str, str] | None = None,
+    seconds: Mapping[str, float] | None = None,
+    title: str = "Audit of unlearning",
+    device: str | torch.device = "auto",
+) -> Audit:
+    """Compares models with the retrained one on forget, retain and test images, with intervals, a null floor and health flags.
+
+    Args:
+        models: by name. "original", and the reference, are understood as such; a list of models under one name (several retrained ones, say) becomes "retrained",
+            "retrained 2", … Two or more retrained models give the null floor: what the audit says about two models that are both right.
+        split: what was forgotten, over the original's training set.
+        test: images that no model was trained on, of the same kind: the non-members.
+        attacks: membership attacks; default: loss threshold, and LiRA and RMIA if there are shadow models. The last one enters the average gap.
+        shadows: models trained on random halves of `split.train` and `test`, from `train_shadow_models`.
+        reference: the name of the retrained model that gaps are to. Without it there are no gaps.
+        fpr: false-positive rate at which true positives are counted, in (0, 1).
+        details, seconds, title: what the report should say about each model (its method, its cost), and its heading.
+        device: where models are scored; they stay where they are.
+
+    Raises:
+        ConfigError: no model, or an attack that needs shadow models without any.
+        DataError: shadow models of other data, or too few.
+        ModelError: a model's outputs do not fit the labels.
+
+    Cost: one forward pass of each model over `split.train` and `test`; the attacks are a sort.
+
+    Example:
+        >>> from expunge import *
+        >>> train, test = load_data("digits")
+        >>> build, recipe, split = architecture("small", train), Recipe(epochs=2), forget_random(train, 100)
+        >>> model = train_model(build, train, recipe)
+        >>> retrained = Retrain(build=build, recipe=recipe)(model, split)
+        >>> result = audit({"original": model, "retrained": retrained}, split, test)
+        >>> 0 <= result["LossThreshold", "original"].auc_low <= result["LossThreshold", "original"].auc <= 1
+        True
+    """
+    attacks = _attacks(attacks, shadows)
+    named = _flat(models)
+    reference_name = reference if reference in named else None
+    pool = _Pool(split, test, shadows)
+    flags: list[Flag] = []
+    answers = {}
+    for done, (name, model) in enumerate(named.items()):
+        progress.report("scoring models", done, len(named), name)
+        answers[name] = _score(name, model, pool, attacks, device, flags)
+    progress.report("scoring models", len(named), len(named))
+    base = answers.get(reference_name)
+    rows = [_attack_row(attack, name, a, base, fpr) for attack in attacks for name, a in answers.items()]
+    model_rows = [_model_row(name, a, base, (seconds or {}).get(name), (details or {}).get(name)) for name, a in answers.items()]
+    twins = [
+        row.gaps.average for row in model_rows if reference_name and row.gaps and row.name.removeprefix(reference_name + " ").isdigit()
+    ]
+    floor = max(twins, key=lambda gap: gap.value) if twins else None
+    result = Audit(model_rows, rows, reference_name, floor, flags, pool.sizes, provenance() | pool.identity(), title)
+    flags += health_flags(result, shadows, [type(a).__name__ for a in attacks if a.needs_shadows])
+    return result
+
+
+@dataclass(frozen=True, eq=False)
+class _Answers:
+    """What one model says: whether each sample is right, its margin, and its membership score by attack; by group of samples."""
+
+    right: dict[str, Tensor]
+    margins: dict[str, Tensor]
+    members: dict[str, Tensor]
+    nonmembers: dict[str, Tensor]
+
+    def gap_inputs(self) -> GapInputs:
+        attack = list(self.members)[-1]
+        return GapInputs(
+            forget=self.right["forget"], retain=self.right.get("retain"), test=self.right["test"],
+            forget_scores=self.members[attack], test_scores=self.nonmembers[attack],
+        )  # fmt: skip
+
+
+class _Pool:
+    """The audited samples, and what shadow models say about them."""
+
+    def __init__(self, split: Split, test: Samples, shadows: ShadowModels | None) -> None:
+        if split.train.shape != test.shape or split.train.classes != test.classes:
+            raise DataError(
+                f"test images must be of the training set's kind: shape {split.train.shape} and its {len(split.train.classes)} classes; "
+                f"got {test.shape} and {len(test.classes)} classes. Load both with one load_data call."
+            )
+        self.groups = {"forget": split.forget} | ({"retain": split.retain} if split.has_retain else {}) | {"test": test}
+        self.labels = torch.cat([split.forget.labels, test.labels])
+        self.shadow_logits = self.included = None
+        if shadows is not None:
+            columns = torch.cat([split.forget.ids, shadows.n_train + test.ids])
+            _check_columns(shadows, columns, self.labels)
+            self.shadow_logits, self.included = shadows.logits[:, columns], shadows.included[:, columns]
+        self.sizes = {name: len(group) for name, group in self.groups.items()} | {"shadow_models": len(shadows.logits) if shadows else 0}
+        self.identity = lambda: {"training set": split.train.fingerprint[:16], "test set": test.fingerprint[:16]}
+
+
+def _check_columns(shadows: ShadowModels, columns: Tensor, labels: Tensor) -> None:
+    if int(columns.max()) >= len(shadows.labels) or not torch.equal(shadows.labels[columns], labels):
+        raise DataError(
+            f"shadow models must be trained on halves of the audited training and test set; got models of {shadows.n_train} training and "
+            f"{len(shadows.labels) - shadows.n_train} test samples with other labels. Train them with train_shadow_models(build, split.train, test, …)."
+        )
+
+
+def _attacks(attacks: Sequence[MembershipAudit] | None, shadows: ShadowModels | None) -> list[MembershipAudit]:
+    if attacks is None:
+        attacks = [LossThreshold(), LiRA(), RMIA()] if shadows else [LossThreshold()]
+    wanting = [type(a).__name__ for a in attacks if a.needs_shadows and shadows is None]
+    if not attacks or wanting:
+        raise ConfigError(
+            f"{' and '.join(wanting)} need shadow models; got none. Pass shadows=train_shadow_models(…), or attacks=[LossThreshold()]."
+            if wanting else "an audit needs at least one attack; got none. Leave `attacks` out for the default."
+        )  # fmt: skip
+    return list(attacks)
+
+
+def _flat(models: Models) -> dict[str, nn.Module]:
+    named = {}
+    for name, value in models.items():
+        several = list(value) if isinstance(value, Sequence) else [value]
+        named |= {name if k == 0 else f"{name} {k + 1}": model for k, model in enumerate(several)}
+    if not named:
+        raise ConfigError("an audit needs at least one model; got none. Pass {'original': model, 'unlearned': …, 'retrained': …}.")
+    return named
+
+
+def _score(
+    name: str, model: nn.Module, pool: _Pool, attacks: list[MembershipAudit], device: str | torch.device, flags: list[Flag]
+) -> _Answers:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", HealthFlag)
+        check_model(model, pool.groups["forget"])
+    flags += [Flag(w.category.__name__, f"{name}: {w.message}") for w in caught if issubclass(w.category, HealthFlag)]
+    home = device_of(model)
+    try:
+        model.to(resolve_device(device))
+        logits = {group: logits_of(model, samples) for group, samples in pool.groups.items()}
+    finally:
+        model.to(home)
+    labels = {group: samples.labels for group, samples in pool.groups.items()}
+    audited = torch.cat([logits["forget"], logits["test"]])
+    scores = {type(a).__name__: a(audited, pool.labels, pool.shadow_logits, pool.included) for a in attacks}
+    n = len(labels["forget"])
+    return _Answers(
+        {g: correct(logits[g], labels[g]) for g in logits},
+        {g: logit_margin(logits[g], labels[g]) for g in logits},
+        {a: s[:n] for a, s in scores.items()},
+        {a: s[n:] for a, s in scores.items()},
+    )
+
+
+def _attack_row(attack: MembershipAudit, name: str, answers: _Answers, base: _Answers | None, fpr: float) -> AttackRow:
+    kind = type(attack).__name__
+    members, nonmembers = answers.members[kind], answers.nonmembers[kind]
+    gap = None if base in (None, answers) else auc_difference(members, nonmembers, base.members[kind], base.nonmembers[kind])
+    return AttackRow(kind, name, auc(members, nonmembers), tpr_at_fpr(members, nonmembers, fpr), fpr, gap, members, nonmembers)
+
+
+def _model_row(name: str, answers: _Answers, base: _Answers | None, seconds: float | None, details: str | None) -> ModelRow:
+    accuracies = {group: accuracy_of(right) for group, right in answers.right.items()}
+    measured = None if base in (None, answers) else gaps(answers.gap_inputs(), base.gap_inputs())
+    return ModelRow(name, accuracies["forget"], accuracies.get("retain"), accuracies["test"], measured, answers.margins, seconds, details)
+
+
+def health_flags(result: Audit, shadows: ShadowModels | None, strong: list[str], *, tolerance: float = 0.05) -> list[Flag]:
+    """What makes the numbers of an audit less certain than they look; each flag has a section in docs/flags.md."""
+    flags = []
+    weak = [row.attack for row in result.attacks if row.attack not in strong][:1]
+    if result.floor is None:
+        flags.append(
+            Flag("NoNullFloor", "fewer than two retrained models, so that chance cannot be told from a gap. Pass 'retrained': [a, b, …].")
+        )
+    for row in result.attacks:
+        if not row.tpr.supported:
+            flags.append(Flag("TooFewNonMembers", f"{row.tpr.note}. Add test images, or ask for a larger fpr."))
+            break
+    names = [row.name for row in result.models]
+    if "original" in names:
+        rows = [row for row in result.attacks if row.model == "original"]
+        best = max(rows, key=lambda row: row.auc)
+        if best.auc_low <= 0.5 or all(row.gap and row.gap.low <= 0 <= row.gap.high for row in rows):
+            flags.append(
+                Flag(
+                    "ModelNeverMemorised",
+                    f"no attack tells the original's forget set from test images, or the original from retraining (best: {best.attack}, AUC {best.area}).",
+                )
+            )
+        for attack in strong if weak else ():
+            easy, hard = result[weak[0], "original"], result[attack, "original"]
+            if auc_difference(easy.members, easy.nonmembers, hard.members, hard.nonmembers).low > 0:
+                flags.append(
+                    Flag(
+                        "WeakBeatsStrong",
+                        f"{weak[0]} (AUC {easy.auc:.3f}) beats {attack} (AUC {hard.auc:.3f}) on the original: more shadow models, or of the target's recipe, are needed.",
+                    )
+                )
+    if shadows is not None and result.reference:
+        ours, theirs = result.model(result.reference).test.value, shadows.accuracy.excluded
+        if abs(ours - theirs) > tolerance:
+            flags.append(
+                Flag(
+                    "ShadowsUnlikeTarget",
+                    f"shadow models have a held-out accuracy of {theirs:.1%}, {result.reference} has {ours:.1%}: train them with the target's recipe and architecture.",
+                )
+            )
+    for row in result.models:
+        if (
+            result.reference
+            and row.gaps
+            and row.name.removeprefix(result.reference + " ").isdigit()
+            and not row.gaps.auc.low <= 0 <= row.gaps.auc.high
+        ):
+            flags.append(
+                Flag(
+                    "RetrainDiffersAcrossSeeds",
+                    f"{row.name} differs from {result.reference} in AUC by {row.gaps.auc:+.3f}: compare with the mean of several retrained models.",
+                )
+            )
+    return flags

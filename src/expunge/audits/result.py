@@ -1,0 +1,191 @@
+"""What an audit found: accuracies, membership scores and gaps of each model, ready to print, to store, or to draw."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from ..checks import choose
+from ..errors import MissingError
+from ..metrics.estimate import Estimate
+from ..metrics.gap import Gaps
+from ..metrics.roc import roc_band
+from ..report import write
+from .tables import Table, as_text, notes, tables
+
+HISTOGRAM_BINS = 40
+ROC_POINTS = 120
+
+
+@final
+@dataclass(frozen=True)
+class Flag:
+    """A health flag that was raised; docs/flags.md says what to do about it."""
+
+    name: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.message}"
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class ModelRow:
+    """One model: its accuracies, fractions in [0, 1], and its gaps to the reference (None for the reference itself, or without one)."""
+
+    name: str
+    forget: Estimate
+    retain: Estimate | None
+    test: Estimate
+    gaps: Gaps | None
+    margins: dict[str, Tensor] = field(repr=False)  # logit margin of each sample of "forget", "retain", "test"
+    seconds: float | None = None
+    details: str | None = None
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class AttackRow:
+    """One attack on one model: forget samples as members against test samples as non-members."""
+
+    attack: str
+    model: str
+    area: Estimate
+    tpr: Estimate
+    fpr: float
+    gap: Estimate | None  # AUC minus the reference's, paired; None for the reference itself
+    members: Tensor = field(repr=False)
+    nonmembers: Tensor = field(repr=False)
+
+    @property
+    def auc(self) -> float:
+        return self.area.value
+
+    @property
+    def auc_low(self) -> float:
+        return self.area.low
+
+    @property
+    def auc_high(self) -> float:
+        return self.area.high
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Audit:
+    """The result of `expunge.audit`. `print(audit)` shows the tables; `audit["RMIA", "unlearned"].auc` is one number of them.
+
+    Attributes:
+        models: one row a model. attacks: one row for each attack and model.
+        reference: the name of the retrained model that gaps are to, or None.
+        floor: the average gap between two retrained models, which no method can be expected to beat; None with fewer than two.
+        flags: what makes the numbers less certain than they look.
+        sizes: how many forget, retain and test samples and shadow models there were.
+    """
+
+    models: list[ModelRow]
+    attacks: list[AttackRow]
+    reference: str | None
+    floor: Estimate | None
+    flags: list[Flag]
+    sizes: dict[str, int]
+    provenance: dict[str, Any]
+    title: str = "Audit of unlearning"
+
+    def __getitem__(self, key: tuple[str, str]) -> AttackRow:
+        attack, model = key
+        choose("attack", attack, dict.fromkeys(row.attack for row in self.attacks), "")
+        choose("model", model, [row.name for row in self.models], "")
+        return next(row for row in self.attacks if (row.attack, row.model) == (attack, model))
+
+    def model(self, name: str) -> ModelRow:
+        """The row of one model."""
+        for row in self.models:
+            if row.name == name:
+                return row
+        raise MissingError(f"no model named {name!r}; known: {', '.join(row.name for row in self.models)}.")
+
+    def tables(self) -> list[Table]:
+        """The tables that are printed, as text."""
+        return tables(self.to_dict())
+
+    def notes(self) -> list[str]:
+        """What belongs under the tables: sample sizes, the null floor, flags."""
+        return notes(self.to_dict())
+
+    def __str__(self) -> str:
+        return as_text(self.to_dict())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain values: what `to_json` writes and the report is made of."""
+        return {
+            "title": self.title,
+            "created": self.provenance.get("date", ""),
+            "provenance": self.provenance,
+            "reference": self.reference,
+            "sizes": self.sizes,
+            "models": [_model_dict(row) for row in self.models],
+            "attacks": [_attack_dict(row) for row in self.attacks],
+            "floor": self.floor and self.floor.to_dict(),
+            "histograms": _histograms(self.models),
+            "flags": [{"name": flag.name, "message": flag.message} for flag in self.flags],
+        }
+
+    def to_json(self, path: str | Path | None = None) -> str:
+        """The result as JSON text; also written to `path` if given."""
+        text = json.dumps(self.to_dict(), indent=1, allow_nan=False)
+        if path is not None:
+            Path(path).write_text(text + "\n", encoding="utf-8")
+        return text
+
+    def to_html(self, path: str | Path) -> None:
+        """Writes one self-contained page with tables, ROC curves, histograms, flags and the numbers as JSON."""
+        write(self.to_dict(), path)
+
+
+def _model_dict(row: ModelRow) -> dict[str, Any]:
+    gaps = None if row.gaps is None else dict(zip(("forget", "retain", "test", "auc", "average"), map(_plain, row.gaps), strict=True))
+    return {
+        "name": row.name, "forget": _plain(row.forget), "retain": _plain(row.retain), "test": _plain(row.test),
+        "gaps": gaps, "seconds": row.seconds, "details": row.details,
+    }  # fmt: skip
+
+
+def _attack_dict(row: AttackRow) -> dict[str, Any]:
+    lowest = 1 / len(row.nonmembers)
+    fprs = torch.logspace(torch.tensor(lowest).log10().item(), 0, ROC_POINTS).clamp(lowest, 1).tolist()
+    band = roc_band(row.members, row.nonmembers, fprs)
+    return {
+        "attack": row.attack, "model": row.model, "auc": _plain(row.area), "tpr": _plain(row.tpr), "fpr": row.fpr, "gap": _plain(row.gap),
+        "roc": {name: [round(v, 6) for v in getattr(band, name).tolist()] for name in ("fpr", "tpr", "low", "high")},
+    }  # fmt: skip
+
+
+def _histograms(models: list[ModelRow]) -> list[dict[str, Any]]:
+    """Densities of the margins of all models over the same bins; the outermost 0.5 % on either side are counted in the last bins."""
+    every = torch.cat([m for row in models for m in row.margins.values()])
+    low, high = torch.quantile(
+        every[torch.linspace(0, len(every) - 1, min(len(every), 100_000)).long()], torch.tensor([0.005, 0.995])
+    ).tolist()
+    edges = torch.linspace(low, max(high, low + 1e-6), HISTOGRAM_BINS + 1)
+    width = float(edges[1] - edges[0])
+
+    def densities(margins: Tensor | None) -> list[float] | None:
+        if margins is None:
+            return None
+        counts = torch.histogram(margins.clamp(low, float(edges[-1])), edges).hist
+        return [round(v, 6) for v in (counts / len(margins) / width).tolist()]
+
+    return [
+        {"model": row.name, "edges": [round(v, 4) for v in edges.tolist()]}
+        | {name: densities(row.margins.get(name)) for name in ("forget", "retain", "test")}
+        for row in models
+    ]
+
+
+def _plain(estimate: Estimate | None) -> dict[str, Any] | None:
+    return None if estimate is None else estimate.to_dict()

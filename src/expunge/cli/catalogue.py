@@ -1,0 +1,135 @@
+"""`expunge list` and `expunge show`: what there is, read from the registries."""
+
+import dataclasses
+import inspect
+import typing
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .options import Json, Store
+from .output import percent, print_json, print_table
+
+RUNS = "runs"
+KINDS = {"methods": "method", "attacks": "attack", "audits": "audit", "datasets": "dataset", "architectures": "architecture"}
+RETAIN = {True: "needed", False: "none"}
+
+
+def list_(
+    kind: Annotated[
+        str | None, typer.Argument(metavar="[KIND]", help=f"{', '.join(KINDS)}, or {RUNS}; all but {RUNS} by default.", show_default=False)
+    ] = None,
+    store: Store = Path("runs"),
+    json: Json = False,
+) -> None:
+    """List what there is: methods, attacks, audits, data, models.
+
+    With `runs`: the models in a store, and how accurate they are.
+    """
+    from ..checks import choose
+
+    if kind == RUNS:
+        return _list_runs(store, json)
+    if kind is not None:
+        choose("list", kind, [*KINDS, RUNS], "`expunge list` shows all.")
+    found = {
+        name: [_entry(name, *item) for item in sorted(registry.items())] for name, registry in registries().items() if kind in (None, name)
+    }
+    if json:
+        return print_json(found if kind is None else found[kind])
+    for position, (name, entries) in enumerate(found.items()):
+        if kind is None:
+            print(("\n" if position else "") + name.upper())
+        print_table(list(entries[0]), [list(entry.values()) for entry in entries])
+
+
+def show(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A name that `expunge list` shows.", show_default=False)],
+    json: Json = False,
+) -> None:
+    """Explain one of them: what it does, and its settings.
+
+    For a method, attack or audit, also the range and the default of each setting.
+    """
+    from ..checks import choose
+
+    known = {key: (kind, found) for kind, registry in registries().items() for key, found in registry.items()}
+    kind, found = known[choose("method, attack, audit, dataset or architecture", name, known, "`expunge list` shows all.")]
+    settings = _settings(found)
+    if json:
+        return print_json({"name": name, "kind": KINDS[kind], "description": inspect.getdoc(found) or "", "settings": settings})
+    print(f"{name} ({KINDS[kind]})\n\n{inspect.getdoc(found) or ''}")
+    if settings:
+        print()
+        print_table(["setting", "range", "default"], [list(setting.values()) for setting in settings])
+
+
+def registries() -> dict[str, dict[str, Any]]:
+    """Everything that has a name, by kind."""
+    from ..attacks import ATTACKS
+    from ..audits import AUDITS
+    from ..data.load import DATASETS
+    from ..methods import METHODS
+    from ..models import ARCHITECTURES
+
+    return {"methods": METHODS, "attacks": ATTACKS, "audits": AUDITS, "datasets": DATASETS, "architectures": ARCHITECTURES}
+
+
+def _entry(kind: str, name: str, found: Any) -> dict[str, str]:
+    """One row: the columns depend on the kind alone."""
+    entry = {"name": name}
+    if kind == "methods":
+        entry["retain data"] = RETAIN.get(found.reads_retain, "optional")  # a property: it depends on a setting
+    if kind == "audits":
+        entry["shadow models"] = RETAIN[found.needs_shadows]
+    entry["what it does" if kind not in ("datasets", "architectures") else "what it is"] = (
+        (inspect.getdoc(found) or "").split("\n")[0].rstrip(":")
+    )
+    if kind in ("methods", "attacks", "audits"):
+        entry["paper"] = found.paper
+    return entry
+
+
+def _settings(found: Any) -> list[dict[str, str]]:
+    from ..checks import describe
+
+    if not dataclasses.is_dataclass(found):
+        return []
+    hints = typing.get_type_hints(found)
+    return [{"setting": f.name, "range": describe(hints[f.name], f.metadata), "default": _default(f)} for f in dataclasses.fields(found)]
+
+
+def _default(field: dataclasses.Field) -> str:
+    if field.default is not dataclasses.MISSING:
+        return repr(field.default)
+    return "required" if field.default_factory is dataclasses.MISSING else repr(field.default_factory())
+
+
+def _list_runs(store: Path, json: bool) -> None:
+    from ..errors import MissingError
+    from ..store import Store as Cells
+
+    if not store.is_dir():
+        raise MissingError(f"no store {str(store)!r}. Pass --store, the folder that `expunge shadows` was given.")
+    runs = []
+    for cell in Cells(store).cells():
+        result = cell.result() if cell.done else {}
+        runs.append({"kind": cell.kind, "key": cell.folder.name, "done": cell.done, "seed": cell.spec.get("seed")} | {
+            name: result.get(name) for name in ("train_accuracy", "held_out_accuracy", "seconds")
+        })  # fmt: skip
+    if json:
+        return print_json(runs)
+    rows = [
+        [
+            r["kind"],
+            r["key"],
+            "yes" if r["done"] else "no",
+            r["seed"],
+            percent(r["train_accuracy"]),
+            percent(r["held_out_accuracy"]),
+            r["seconds"],
+        ]
+        for r in runs
+    ]
+    print_table(["kind", "key", "done", "seed", "own samples", "other samples", "seconds"], rows)

@@ -1,0 +1,43 @@
+"""`expunge demo`: the whole story in minutes, on handwritten digits that need no download."""
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .options import Device, Json, Store, Workers
+from .output import complain, print_json, print_table
+from .train import as_workers
+
+
+def demo(
+    *,
+    store: Store = Path("runs"),
+    html: Annotated[Path, typer.Option("--html", metavar="FILE", help="Where the report goes; an older one is replaced.")] = Path(
+        "demo.html"
+    ),
+    workers: Workers = "auto",
+    device: Device = "auto",
+    json: Json = False,
+) -> None:
+    """The whole story in minutes on the digits that come with scikit-learn.
+
+    Trains a model, retrained models and shadow models, forgets a tenth of the training images with AMUN (with and without retain data) and with fine-tuning, and audits
+    all of them against retraining. A second run does no work again.
+    """
+    start = time.monotonic()
+    from ..audits.tables import notes, tables
+    from ..demo import Demo
+    from ..report import write
+
+    result = Demo().run(store, workers=as_workers(workers), device=device)
+    write(result, html)
+    if json:
+        print_json(result)
+        return
+    for title, header, rows in tables(result):
+        print_table(header, rows, title=title)
+        print()
+    print("\n".join(notes(result)))
+    complain("done", f"in {time.monotonic() - start:.0f} s; the report is {html}, finished models are in {store}")

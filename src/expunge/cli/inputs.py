@@ -1,0 +1,229 @@
+"""From what is typed to what the library takes: data sets, models, forget sets, and files that may be written."""
+
+import hashlib
+import json
+import os
+import re
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from ..errors import ConfigError, DataError, MissingError, ModelError, StoreError
+from .output import complain
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ..data.images import Samples
+    from ..data.load import DataPair
+    from ..data.split import Split
+    from ..training.recipe import Recipe
+
+IMPORT_PATH = re.compile(r"[\w.]+:[\w.]+")
+DELIMITERS = re.compile(r"[,;\t]")
+
+
+def load_pair(text: str, root: Path, size: str | None = None) -> "DataPair":
+    """The training and the test set of a name, a path, or module:function.
+
+    Raises:
+        MissingError, DataError, ConfigError: as `load_data` and `import_object` do, or the function does not return a pair.
+    """
+    from ..data.from_dataset import from_dataset
+    from ..data.load import DataPair, load_data
+    from ..models import import_object
+
+    if not is_import_path(text):
+        return load_data(text, root=root, size=_size(size))
+    pair = import_object(text)
+    pair = pair() if callable(pair) else pair
+    if not isinstance(pair, tuple | list) or len(pair) != 2:
+        raise DataError(f"{text} must return a pair (train, test) of data sets; got {type(pair).__name__}. Return both, as load_data does.")
+    return DataPair(*map(from_dataset, pair))
+
+
+def load_build(text: str) -> Callable[[], Any]:
+    """The function module:name, which makes a model.
+
+    Raises:
+        ConfigError, MissingError: no such function.
+    """
+    from ..models import import_object
+
+    build = import_object(text)
+    if not callable(build):
+        raise ConfigError(
+            f"{text} must be a function that returns a model; got {type(build).__name__}. Define def build(): return … there."
+        )
+    return build
+
+
+def load_network(text: str, build: str | None = None) -> "nn.Module":
+    """The model of a checkpoint file, or the one that module:function returns.
+
+    Raises:
+        MissingError, ModelError, StoreError: as `load_model` does.
+    """
+    from torch import nn
+
+    from ..models import import_object, load_model
+
+    if not is_import_path(text):
+        metadata = metadata_of(text)
+        if "architecture" not in metadata and build is None:
+            recorded = metadata.get("build", "mypkg.nets:build")
+            raise ModelError(f"{text} does not say how its model is made. Pass --build {recorded}, a function of yours that makes it.")
+        return load_model(text, None if "architecture" in metadata else load_build(build))
+    model = import_object(text)
+    model = model if isinstance(model, nn.Module) else model()
+    if not isinstance(model, nn.Module):
+        raise ModelError(
+            f"{text} must be, or return, a trained torch.nn.Module; got {type(model).__name__}. For a checkpoint file pass its path."
+        )
+    return model.eval()
+
+
+def metadata_of(text: str) -> dict[str, Any]:
+    """What a checkpoint says of itself; {} for module:function."""
+    from ..models import read_metadata
+
+    return {} if is_import_path(text) else read_metadata(text)
+
+
+def training_of(metadata: dict[str, Any], build: str | None = None) -> dict[str, Any]:
+    """ "build" and "recipe", as far as the metadata of a checkpoint (or --build) tell."""
+    from ..models import Architecture
+
+    known: dict[str, Any] = {}
+    if "architecture" in metadata:
+        known["build"] = Architecture.from_json(metadata["architecture"])
+    elif build is not None:
+        known["build"] = load_build(build)
+    if "recipe" in metadata:
+        known["recipe"] = recipe_of(metadata["recipe"])
+    return known
+
+
+def recipe_of(record: dict[str, Any]) -> "Recipe":
+    """The recipe that `plain` made this record of.
+
+    Raises:
+        StoreError: its fields do not fit this version.
+    """
+    from ..store import rebuild
+    from ..training.recipe import Recipe
+    from ..training.schedules import Constant, Cosine, Step
+
+    return rebuild(record, {cls.__name__: cls for cls in (Recipe, Constant, Cosine, Step)})
+
+
+def make_split(train: "Samples", indices: Path | None, classes: str | None, random: str | None) -> "Split":
+    """The split of the one of three options that was given.
+
+    Raises:
+        typer.BadParameter: none or several of them, or a malformed one.
+        DataError, MissingError: samples or classes that do not exist.
+    """
+    from ..data.split import forget_classes, forget_random, forget_samples
+
+    if indices is not None:
+        return forget_samples(train, read_indices(indices))
+    if classes is not None:
+        names = [name.strip() for name in classes.split(",")]
+        return forget_classes(train, [int(n) if n.isdigit() and n not in train.classes else n for n in names])
+    found = re.fullmatch(r"(\d+)(?::(\d+))?", random or "")
+    if not found:
+        raise typer.BadParameter(f"expected N or N:SEED, such as 500:1; got {random!r}.", param_hint="--forget-random")
+    return forget_random(train, int(found[1]), seed=int(found[2] or 0))
+
+
+def check_one(**options: Any) -> None:
+    """Raises a usage error unless exactly one of these options was given."""
+    given = [name for name, value in options.items() if value is not None]
+    if len(given) != 1:
+        names = ", ".join("--" + name.replace("_", "-") for name in options)
+        raise typer.BadParameter(f"expected exactly one of {names}; got {'none' if not given else len(given)}.")
+
+
+def read_indices(path: Path) -> list[int]:
+    """The integers in the first column of a text file; a first line that is not a number is a header.
+
+    Raises:
+        MissingError: no such file. DataError: a line that is no integer or repeats one (it is named), or no integer at all.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (FileNotFoundError, IsADirectoryError):
+        raise MissingError(
+            f"no file of indices {str(path)!r}; looked in {os.getcwd()}. Write one position a line, counted from 0."
+        ) from None
+    except (UnicodeDecodeError, PermissionError) as error:
+        raise DataError(f"{path} must be a readable text file; got: {error}. Write one position a line, counted from 0.") from None
+    seen: dict[int, int] = {}
+    for number, line in enumerate(lines, start=1):
+        cell = DELIMITERS.split(line)[0].strip().strip('"').strip()
+        if not cell and not line.strip():
+            continue
+        if not re.fullmatch(r"[+-]?\d+", cell):
+            if number == 1:
+                continue
+            raise DataError(
+                f"{path}, line {number}: expected an integer in the first column; got {cell!r}. Write one position a line, counted from 0."
+            )
+        if int(cell) in seen:
+            raise DataError(f"{path}, line {number}: {int(cell)} is already in line {seen[int(cell)]}. Name each sample once.")
+        seen[int(cell)] = number
+    if not seen:
+        raise DataError(f"{path} must name at least one sample; got none. Write one position a line, counted from 0.")
+    return list(seen)
+
+
+def check_writable(path: Path | None, force: bool) -> None:
+    """Raises StoreError, before the work begins, unless the file can be written after it without replacing what must stay."""
+    if path is None:
+        return
+    if path.is_dir():
+        raise StoreError(f"{path} must be a file; got a folder. Name the file in it.")
+    if path.exists() and not force:
+        raise StoreError(f"{path} exists. Pass --force to replace it, or another name.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise StoreError(
+            f"cannot write to the folder {path.parent}: {error.strerror}. Change its permissions, or write elsewhere."
+        ) from None
+
+
+def describe_split(split: "Split") -> dict[str, Any]:
+    """A forget set as a checkpoint remembers it: its size and a digest, not who is in it."""
+    digest = hashlib.sha256(json.dumps(split.forget_indices.tolist()).encode()).hexdigest()
+    return {"n": len(split.forget_indices), "digest": digest[:16], "classes": [split.train.classes[k] for k in split.forget_classes]}
+
+
+def check_same_data(text: str, metadata: dict[str, Any], train: "Samples") -> None:
+    """Warns if a checkpoint was trained on other data than those that are at hand: positions would name other samples."""
+    recorded = (metadata.get("data") or {}).get("fingerprint")
+    if recorded is not None and recorded != train.fingerprint:
+        complain(
+            "warning",
+            f"{text} was trained on another training set ({metadata['data'].get('name')}) than is given: positions may name other samples.",
+        )
+
+
+def is_import_path(text: str) -> bool:
+    """Whether the text is module:name, and not the name of a file."""
+    return bool(IMPORT_PATH.fullmatch(text)) and not os.path.exists(text)
+
+
+def _size(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+)[x×](\d+)", text)
+    if not found:
+        raise typer.BadParameter(f"expected HxW, such as 32x32; got {text!r}.", param_hint="--size")
+    return int(found[1]), int(found[2])

@@ -1,0 +1,93 @@
+"""Hyperparameters as text: `--set epochs=5 --set use_retain=false --set attack=nearest_ddn:steps=100`.
+
+What the fields are, and their types, is read from the dataclass. Text that is not a value of the field's type is passed on as text, so
+that the library's own check names the field, its range and what was given.
+"""
+
+import dataclasses
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from types import NoneType, UnionType
+from typing import Any, TypeVar
+
+from ..checks import choose
+from ..errors import ConfigError
+
+T = TypeVar("T")
+WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+
+
+def configured(cls: type[T], texts: Sequence[str], given: Mapping[str, Any] | None = None) -> T:
+    """The dataclass with the fields that `texts` ("field=value") set; `given` fills others by name, as far as the class has them.
+
+    Raises:
+        ConfigError: not of the form field=value, a field twice, one without a value, or a value outside its range.
+        MissingError: a field, schedule or attack that does not exist.
+
+    Example:
+        >>> from expunge import Recipe
+        >>> configured(Recipe, ["epochs=3", "nesterov=false"]).nesterov
+        False
+    """
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    title = getattr(cls, "name", cls.__name__)
+    chosen = {}
+    for text in texts:
+        name, equals, value = (part.strip() for part in text.partition("="))
+        if not equals:
+            raise ConfigError(f"a setting has the form field=value; got {text!r}. For {title}: {', '.join(fields)}.")
+        choose(f"setting of {title}", name, fields, f"`expunge show {title}` explains them.")
+        if name in chosen:
+            raise ConfigError(f"each setting must be given once; got {name} twice. Leave one out.")
+        chosen[name] = value_of(value, typing.get_type_hints(cls)[name])
+    values = {name: value for name, value in (given or {}).items() if name in fields} | chosen
+    for field in fields.values():
+        if field.name not in values and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            raise ConfigError(f"{title} needs a value for {field.name}; got none. Pass it as {field.name}=….")
+    return cls(**values)
+
+
+def value_of(text: str, kind: Any) -> Any:
+    """The value that `text` means for a field of type `kind`; the text itself if it means none."""
+    kinds = typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, UnionType) else (kind,)
+    if NoneType in kinds and text.lower() in ("none", ""):
+        return None
+    for each in kinds:
+        value = _value_of(text, each)
+        if value is not text:
+            return value
+    return text
+
+
+def _value_of(text: str, kind: Any) -> Any:
+    if kind is bool:
+        return WORDS.get(text.lower(), text)
+    if kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            return text
+    reader = _readers().get(kind)
+    return reader(text) if reader else text
+
+
+def _readers() -> dict[Any, Callable[[str], Any]]:
+    """How to read fields that are objects themselves."""
+    from ..attacks import ATTACKS, AdversarialSet, NearestAttack
+    from ..training.recipe import Build
+    from ..training.schedules import Constant, Cosine, Schedule, Step
+    from .inputs import load_build
+
+    schedules = {"constant": Constant, "cosine": Cosine, "step": Step}
+    return {
+        Schedule: lambda text: _named(text, "schedule", schedules, "Write it as step:every=40,gamma=0.1."),
+        NearestAttack: lambda text: _named(text, "attack", ATTACKS, "`expunge list attacks` shows all."),
+        AdversarialSet: AdversarialSet.load,
+        Build: load_build,
+    }
+
+
+def _named(text: str, what: str, known: Mapping[str, type], remedy: str) -> Any:
+    """The object of "name" or "name:field=value,field=value"."""
+    name, _, fields = text.partition(":")
+    return configured(known[choose(what, name, known, remedy)], [part for part in fields.split(",") if part])

@@ -1,0 +1,143 @@
+"""`expunge unlearn`: one method on one checkpoint."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..errors import ConfigError
+from .inputs import (
+    check_one,
+    check_same_data,
+    check_writable,
+    describe_split,
+    load_network,
+    load_pair,
+    make_split,
+    metadata_of,
+    training_of,
+)
+from .options import Build, Data, Device, Force, ForgetClasses, ForgetIndices, ForgetRandom, Json, Output, Root, Seed, Size
+from .output import percent, print_json, print_table
+from .train import accuracies
+
+if TYPE_CHECKING:
+    from ..data.split import Split
+    from ..methods import Method
+
+
+def unlearn(
+    *,
+    method: Annotated[str, typer.Argument(metavar="METHOD", help="What to unlearn with (`expunge list methods`).", show_default=False)],
+    model: Annotated[
+        str,
+        typer.Option(
+            "--model",
+            metavar="MODEL",
+            help="The original: a checkpoint, or module:function that returns the trained model.",
+            show_default=False,
+        ),
+    ],
+    data: Data,
+    output: Output,
+    forget_indices: ForgetIndices = None,
+    forget_classes: ForgetClasses = None,
+    forget_random: ForgetRandom = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="FIELD=VALUE",
+            help="A hyperparameter of the method; may be repeated. `expunge show METHOD` lists them.",
+            show_default=False,
+        ),
+    ] = None,
+    no_retain: Annotated[
+        bool,
+        typer.Option(
+            "--no-retain", help="The retain data are gone: use the forget samples alone. Without a --forget option: all the data given."
+        ),
+    ] = False,
+    build: Build = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    root: Root = Path("data"),
+    size: Size = None,
+    force: Force = False,
+    json: Json = False,
+) -> None:
+    """Remove training images from a trained model.
+
+    Samples or whole classes; the new model is written to a checkpoint, and the model in --model stays as it is.
+
+    Field values are numbers, words (true, false, none), or for fields that are objects their name with settings:
+    --set epochs=5 --set use_retain=false --set attack=nearest_ddn:steps=100 --set schedule=step:every=1,gamma=0.1
+    """
+    options = {"forget_indices": forget_indices, "forget_classes": forget_classes, "forget_random": forget_random}
+    if not no_retain or any(value is not None for value in options.values()):
+        check_one(**options)
+    check_writable(output, force)
+    from ..models import model_hash, save_model
+    from ..provenance import provenance
+
+    metadata = metadata_of(model)
+    given = training_of(metadata, build)
+    chosen = make_method(method, settings or [], given, no_retain)
+    original = load_network(model, build)
+    pair = load_pair(data, root, size)
+    if not no_retain:
+        check_same_data(model, metadata, pair.train)
+    split = _split(pair.train, options, no_retain)
+    start = time.perf_counter()
+    unlearned = chosen(original, split, seed=seed, device=device)
+    seconds = round(time.perf_counter() - start, 3)
+    groups = {"forget": split.forget, "test": pair.test}
+    accuracy = {"original": accuracies(original, groups, device), "unlearned": accuracies(unlearned, groups, device)}
+    kept = {name: metadata[name] for name in ("recipe", "build", "data") if name in metadata}
+    made = {
+        "method": chosen.name, "settings": repr(chosen), "seed": seed, "forget": describe_split(split), "original": model_hash(original),
+        "accuracy": accuracy["unlearned"], "seconds": seconds, "provenance": provenance(),
+    }  # fmt: skip
+    save_model(unlearned, output, metadata=kept | made, architecture=given["build"] if "architecture" in metadata else None)
+    if json:
+        print_json(
+            {
+                "output": str(output),
+                "method": repr(chosen),
+                "forgotten": len(split.forget_indices),
+                "accuracy": accuracy,
+                "seconds": seconds,
+            }
+        )
+    else:
+        print_table(["accuracy on", *accuracy], [[group, *(percent(a[group]) for a in accuracy.values())] for group in groups])
+        print(f"wrote {output} after {seconds:.1f} s")
+
+
+def make_method(name: str, settings: list[str], given: dict[str, Any], no_retain: bool = False) -> "Method":
+    """The method with these settings; `build` and `recipe`, where it has them, are those of the checkpoint."""
+    from ..checks import choose
+    from ..methods import METHODS
+    from .settings import configured
+
+    cls = METHODS[choose("method", name, METHODS, "`expunge list methods` shows all.")]
+    needed = {"build", "recipe"} & set(cls.__dataclass_fields__) - {text.partition("=")[0].strip() for text in settings} - set(given)
+    if needed:
+        raise ConfigError(
+            f"{name} needs {' and '.join(sorted(needed))} of the original, and its checkpoint does not tell; got none. "
+            "Train the original with `expunge train`, or retrain with `expunge train … --without ids.csv`."
+        )
+    method = configured(cls, settings, given)
+    if no_retain and method.reads_retain and "use_retain" in cls.__dataclass_fields__:
+        raise ConfigError(f"{name} reads retain samples unless it is told not to; got --no-retain. Add --set use_retain=false.")
+    return method
+
+
+def _split(train: Any, options: dict[str, Any], no_retain: bool) -> "Split":
+    from ..data.split import forget_only
+
+    if all(value is None for value in options.values()):
+        return forget_only(train)
+    split = make_split(train, *options.values())
+    return forget_only(split.forget) if no_retain else split

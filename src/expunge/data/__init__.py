@@ -1,0 +1,1 @@
+"""Labelled images and what is to be forgotten of them."""

@@ -1,0 +1,286 @@
+"""Image sets by name or path, as a training and a test set.
+
+A new named set is one function `(root, download) -> DataPair` and one line in DATASETS.
+"""
+
+import contextlib
+import os
+import sys
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple, final
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ..checks import choose
+from ..errors import ConfigError, DataError
+from ..rng import permutation
+from .from_dataset import from_dataset
+from .images import Augment, ImageData, Samples
+from .view import DEEP_MODES, GREY_MODES, pil_pixels
+
+NPZ_KEYS = ("images", "labels", "test_images", "test_labels", "classes")
+LAYOUTS = {
+    "cifar10": "cifar-10-batches-py/ with data_batch_1 … data_batch_5, test_batch and batches.meta",
+    "cifar100": "cifar-100-python/ with train, test and meta",
+    "mnist": "MNIST/raw/ with train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte and t10k-labels-idx1-ubyte",
+}
+
+
+class DataPair(NamedTuple):
+    """A training set and a test set with the same classes and image shape."""
+
+    train: Samples
+    test: Samples
+
+
+def load_data(
+    name_or_path: str | Path,
+    *,
+    root: str | Path = "data",
+    augment: Augment | None = None,
+    download: bool = True,
+    size: tuple[int, int] | None = None,
+) -> DataPair:
+    """A training and a test set, by name or from your own files.
+
+    Args:
+        name_or_path: one of `expunge list datasets`; or an .npz file with arrays images, labels, test_images, test_labels, classes; or a
+            folder of image files as train/CLASS/… and test/CLASS/….
+        root: the folder where named sets are, or are downloaded to.
+        augment: how training may vary the images; None: a shift by 4 pixels and a mirror for cifar10 and cifar100, a shift by 2 for
+            mnist, nothing for the rest.
+        download: whether a named set that is not below `root` may be fetched.
+        size: (H, W) that the images of a folder are resized to; None: they all have one size.
+
+    Raises:
+        MissingError: neither a known name nor an existing path.
+        DataError: files that are absent, damaged, or do not fit one another; a download that failed.
+        ConfigError: size with anything but a folder, or not two positive integers.
+
+    Example:
+        >>> train, test = load_data("digits")
+        >>> train
+        ImageData(1000 images, 1×8×8, 10 classes, Augment(pad=0, flip=False))
+        >>> len(test)
+        797
+    """
+    path = Path(name_or_path)
+    is_folder = str(name_or_path) not in DATASETS and path.is_dir()
+    if size is not None and (not is_folder or len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size)):
+        raise ConfigError(
+            f"size must be (height, width) in pixels, and is for folders of images only; got {size!r} with {str(name_or_path)!r}."
+        )
+    if str(name_or_path) in DATASETS:
+        pair = DATASETS[str(name_or_path)](Path(root), download)
+    elif is_folder:
+        pair = _folder(path, size)
+    elif path.is_file():
+        pair = _arrays(path)
+    else:
+        remedy = f"`expunge list datasets` shows all. Or pass the path of an .npz file or a folder of images (looked in {os.getcwd()})."
+        choose("dataset", str(name_or_path), DATASETS, remedy)
+    return pair if augment is None else DataPair(replace(pair.train, augment=augment), replace(pair.test, augment=augment))
+
+
+def digits(root: Path, download: bool) -> DataPair:
+    """The 1797 handwritten digits that come with scikit-learn: 8×8, grey; 1000 to train, 797 to test, in equal shares of each class.
+
+    Pixels 0 … 16 become 0 … 255, rounded. The split is by a fixed random order (seed 0); within each part the original order is kept.
+    """
+    from sklearn.datasets import load_digits
+
+    found = load_digits()
+    images = torch.from_numpy(np.rint(found.images * (255 / 16)).astype(np.uint8))[:, None]
+    labels = torch.from_numpy(found.target.astype(np.int64))
+    order = permutation(len(labels), 0)
+    share = torch.empty(len(labels), dtype=torch.float64)  # where a sample stands in the order of its class, in (0, 1)
+    for k in range(10):
+        of_class = order[labels[order] == k]
+        share[of_class] = (torch.arange(len(of_class)) + 0.5).double() / len(of_class)
+    chosen = order[share[order].argsort(stable=True)]
+    train, test = chosen[:1000].sort().values, chosen[1000:].sort().values
+    classes = tuple(map(str, range(10)))
+    return DataPair(ImageData(images[train], labels[train], classes), ImageData(images[test], labels[test], classes))
+
+
+def mnist(root: Path, download: bool) -> DataPair:
+    """70,000 handwritten digits: 28×28, grey; 60,000 to train. LeCun & Cortes."""
+    return _torchvision("mnist", "MNIST", root, download, Augment(pad=2))
+
+
+def cifar10(root: Path, download: bool) -> DataPair:
+    """60,000 photos of 10 kinds of things: 32×32, colour; 50,000 to train. Krizhevsky 2009."""
+    return _torchvision("cifar10", "CIFAR10", root, download, Augment(pad=4, flip=True))
+
+
+def cifar100(root: Path, download: bool) -> DataPair:
+    """60,000 photos of 100 kinds of things: 32×32, colour; 50,000 to train. Krizhevsky 2009."""
+    return _torchvision("cifar100", "CIFAR100", root, download, Augment(pad=4, flip=True))
+
+
+DATASETS: dict[str, Callable[[Path, bool], DataPair]] = {"cifar10": cifar10, "cifar100": cifar100, "digits": digits, "mnist": mnist}
+
+
+def _torchvision(name: str, kind: str, root: Path, download: bool, augment: Augment) -> DataPair:
+    import torchvision
+
+    def get(train: bool, fetch: bool) -> Any:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):  # torchvision prints; our stdout is for results
+            warnings.simplefilter("ignore")  # NumPy's, about how the official files were pickled
+            return getattr(torchvision.datasets, kind)(str(root), train=train, download=fetch)
+
+    try:
+        pair = [get(train, fetch=False) for train in (True, False)]
+    except (RuntimeError, OSError, EOFError, ValueError) as absent:
+        if not download:
+            raise DataError(f"{name} is not below {root}, or damaged ({_line(absent)}). {_layout(name, root)}") from absent
+        try:
+            pair = [get(train, fetch=True) for train in (True, False)]
+        except (RuntimeError, OSError, EOFError, ValueError) as error:
+            raise DataError(f"{name} is not below {root}, and could not be downloaded ({_line(error)}). {_layout(name, root)}") from error
+    classes = tuple(map(str, range(10))) if name == "mnist" else tuple(pair[0].classes)
+    return DataPair(
+        *(ImageData(_channels_first(d.data, name), torch.as_tensor(d.targets, dtype=torch.int64), classes, augment) for d in pair)
+    )
+
+
+def _layout(name: str, root: Path) -> str:
+    return f"Where there is a network, run load_data({name!r}) once; or put the official files there: {root}/{LAYOUTS[name]}."
+
+
+def _line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _arrays(path: Path) -> DataPair:
+    try:
+        with open(path, "rb") as file:
+            loaded = np.load(file, allow_pickle=False)
+            found = {key: loaded[key] for key in loaded.files} if isinstance(loaded, np.lib.npyio.NpzFile) else {"a single array": loaded}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(
+            f"{path} cannot be read as an .npz file of plain arrays: {_line(error)}. "
+            "Write it with np.savez; labels as integers, class names as strings."
+        ) from error
+    if set(NPZ_KEYS) - set(found):
+        raise DataError(
+            f"{path.name} must hold the arrays {', '.join(NPZ_KEYS)}; got {', '.join(sorted(found))}. "
+            "Write it with np.savez(path, images=…, labels=…, …)."
+        )
+    classes = tuple(map(str, found["classes"].ravel().tolist()))
+    parts = [
+        ImageData(
+            _channels_first(found[f"{prefix}images"], f"{path.name}: {prefix}images"),
+            _int64(found[f"{prefix}labels"], f"{prefix}labels"),
+            classes,
+        )
+        for prefix in ("", "test_")
+    ]
+    if parts[0].shape != parts[1].shape:
+        raise DataError(
+            f"images and test_images must have one shape; got {parts[0].shape} and {parts[1].shape}. Prepare both in the same way."
+        )
+    return DataPair(*parts)
+
+
+def _channels_first(images: np.ndarray | Tensor, what: str) -> Tensor:
+    """(N, H, W), (N, H, W, C) or (N, C, H, W) pixels as (N, C, H, W): C is the axis of length 1 or 3."""
+    images = torch.as_tensor(np.asarray(images)) if np.asarray(images).dtype.kind in "uif" else None
+    if images is None or images.ndim not in (3, 4) or not (images.dtype == torch.uint8 or images.is_floating_point()):
+        got = "another type" if images is None else f"{images.dtype} of shape {tuple(images.shape)}"
+        raise DataError(f"{what} must be uint8, or floats in [0, 1], of shape (N, H, W), (N, H, W, C) or (N, C, H, W); got {got}.")
+    if images.ndim == 3:
+        images = images[:, None]
+    else:
+        first, last = images.shape[1] in (1, 3), images.shape[3] in (1, 3)
+        if first == last:
+            raise DataError(
+                f"{what} must have 1 or 3 channels, on axis 1 or 3; got shape {tuple(images.shape)}. For others make ImageData yourself."
+            )
+        images = images.permute(0, 3, 1, 2) if last else images
+    return images.contiguous() if images.dtype == torch.uint8 else images.float().contiguous()
+
+
+def _int64(labels: np.ndarray, what: str) -> Tensor:
+    if labels.dtype.kind not in "iu":
+        raise DataError(
+            f"{what} must be integers in [0, number of classes); got {labels.dtype}. Number them in the order of the array classes."
+        )
+    return torch.from_numpy(labels.astype(np.int64))
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class ImageFiles(Dataset):
+    """Image files with labels; items are (uint8 array (H, W) or (H, W, 3), label)."""
+
+    files: tuple[Path, ...]
+    targets: tuple[int, ...]
+    classes: tuple[str, ...]
+    grey: bool
+    size: tuple[int, int] | None
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, position: int) -> tuple[np.ndarray, int]:
+        with _opened(self.files[position]) as image:
+            pixels = pil_pixels(image, self.grey)
+        if self.size is not None and pixels.shape[:2] != self.size:
+            pixels = np.asarray(Image.fromarray(pixels).resize(self.size[::-1], Image.Resampling.BILINEAR))
+        return pixels, self.targets[position]
+
+
+def _folder(path: Path, size: tuple[int, int] | None) -> DataPair:
+    classes = _subfolders(path / "train")
+    if not classes or not _subfolders(path / "test"):
+        got = ", ".join(sorted(p.name for p in path.iterdir())[:5]) or "nothing"
+        raise DataError(
+            f"{path} must hold images as train/CLASS/… and test/CLASS/…; got {got}. Move the images into one folder for each class."
+        )
+    listed = [_list_files(path / part, classes) for part in ("train", "test")]
+    headers = [_header(file) for files, _ in listed for file in files]
+    shapes = {header[1:] for header in headers}
+    if size is None and len(shapes) > 1:
+        examples = " and ".join(f"{h}×{w}" for h, w in sorted(shapes)[:3])
+        raise DataError(f"images must all be of one size; got {examples} (height × width) below {path}. Pass size=(H, W) to resize them.")
+    grey = all(mode in (*GREY_MODES, *DEEP_MODES) for mode, _, _ in headers)
+    return DataPair(*(from_dataset(ImageFiles(files, labels, classes, grey, size), classes=classes) for files, labels in listed))
+
+
+def _subfolders(path: Path) -> tuple[str, ...]:
+    return tuple(sorted(p.name for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))) if path.is_dir() else ()
+
+
+def _list_files(path: Path, classes: tuple[str, ...]) -> tuple[tuple[Path, ...], tuple[int, ...]]:
+    strange = sorted(set(_subfolders(path)) - set(classes))
+    if strange:
+        raise DataError(f"{path} must have no other classes than train; got {', '.join(strange[:3])}. Add them to train, or remove them.")
+    known = Image.registered_extensions()
+    pairs = [(file, k) for k, name in enumerate(classes) for file in sorted((path / name).rglob("*")) if file.suffix.lower() in known]
+    pairs = [(file, k) for file, k in pairs if file.is_file() and not file.name.startswith(".")]
+    if not pairs:
+        raise DataError(f"{path} must hold image files in its class folders; got none with a suffix such as .png or .jpg.")
+    return tuple(file for file, _ in pairs), tuple(k for _, k in pairs)
+
+
+def _header(file: Path) -> tuple[str, int, int]:
+    with _opened(file) as image:
+        return image.mode, image.height, image.width
+
+
+@contextlib.contextmanager
+def _opened(file: Path) -> Iterator[Image.Image]:
+    try:
+        with Image.open(file) as image:
+            yield image
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(f"{file} cannot be read as an image: {_line(error)}. Replace or remove it.") from error

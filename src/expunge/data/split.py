@@ -1,0 +1,115 @@
+"""Which training images must leave: the pair (D_F, D_R) over one training set D."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import final
+
+import torch
+from torch import Tensor
+
+from ..checks import check_indices, choose
+from ..errors import DataError
+from ..rng import permutation
+from .images import Samples, Subset
+
+
+@final
+@dataclass(frozen=True, eq=False, repr=False)
+class Split:
+    """A training set cut into a forget set D_F and a retain set D_R. Make one with `forget_samples`, `forget_random`, `forget_classes` or `forget_only`.
+
+    Attributes:
+        train: D, everything that the original model saw.
+        forget_indices: positions of D_F in `train`, int64, ascending.
+        forget_classes: class numbers if whole classes are forgotten, else empty.
+        forget, retain: D_F and D_R; together they are `train`, and they share no sample.
+    """
+
+    train: Samples
+    forget_indices: Tensor
+    forget_classes: tuple[int, ...] = ()
+    has_retain: bool = True
+
+    def __repr__(self) -> str:
+        retained = f"retain {len(self.train) - len(self.forget_indices)}" if self.has_retain else "no retain data"
+        return f"Split(forget {len(self.forget_indices)}, {retained}{f', classes {self.forget_classes}' if self.forget_classes else ''})"
+
+    @cached_property
+    def forget(self) -> Subset:
+        return Subset(self.train, self.forget_indices)
+
+    @cached_property
+    def retain(self) -> Subset:
+        if not self.has_retain:
+            raise DataError(
+                "the split has no retain samples, because it was made by forget_only. Use a method that does not read them "
+                "(`expunge list methods` shows which), or make the split with forget_samples on the whole training set."
+            )
+        mask = torch.ones(len(self.train), dtype=torch.bool)
+        mask[self.forget_indices] = False
+        return Subset(self.train, mask.nonzero().flatten())
+
+
+def forget_samples(train: Samples, indices: Sequence[int] | Tensor) -> Split:
+    """Forgets the samples at these positions of the training set.
+
+    Args:
+        train: the training set D.
+        indices: unique integers in [0, len(train)), at least one and not all.
+
+    Raises:
+        DataError: indices repeated, out of range, not integers, none, or all.
+
+    Example:
+        >>> from expunge import load_data
+        >>> train, test = load_data("digits")
+        >>> forget_samples(train, [17, 42])
+        Split(forget 2, retain 998)
+    """
+    indices = check_indices(indices, len(train))
+    if len(indices) == len(train):
+        raise DataError(
+            f"forget indices name all {len(train)} training samples, so that nothing is retained. "
+            "If the retain data are gone, use forget_only(forget); if everything must go, delete the model."
+        )
+    return Split(train, indices)
+
+
+def forget_random(train: Samples, n: int, seed: int = 0) -> Split:
+    """Forgets n samples chosen uniformly at random; the same seed gives the same ones.
+
+    Raises:
+        DataError: n is not an integer in [1, len(train)).
+    """
+    if isinstance(n, bool) or not isinstance(n, int) or not 0 < n < len(train):
+        raise DataError(f"n must be an integer in [1, {len(train)}); got {n!r}. Pass the number of samples to forget.")
+    return forget_samples(train, permutation(len(train), seed)[:n])
+
+
+def forget_classes(train: Samples, classes: Sequence[str | int]) -> Split:
+    """Forgets every sample of these classes, given by name or number.
+
+    Raises:
+        MissingError: a class that does not exist.
+        DataError: no class, a class without samples, or all classes.
+    """
+    if isinstance(classes, str | int):
+        classes = [classes]
+    numbers = sorted({_class_number(train, c) for c in classes})
+    mask = torch.isin(train.labels, torch.tensor(numbers, dtype=torch.int64))
+    if not numbers or not mask.any():
+        raise DataError(f"classes must name at least one class with samples; got {list(classes)!r}.")
+    split = forget_samples(train, mask.nonzero().flatten())
+    return Split(train, split.forget_indices, tuple(numbers))
+
+
+def forget_only(forget: Samples) -> Split:
+    """A split for when the retain data are gone: only the forget set is at hand."""
+    return Split(forget, torch.arange(len(forget)), has_retain=False)
+
+
+def _class_number(train: Samples, name: str | int) -> int:
+    if isinstance(name, int) and 0 <= name < len(train.classes):
+        return name
+    return train.classes.index(choose("class", str(name), train.classes, "classes are the names or numbers of the training set."))

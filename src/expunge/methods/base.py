@@ -1,0 +1,81 @@
+"""What every unlearning method is: a frozen recipe, called with (model, split), that returns a new model.
+
+The chores live here, in `__call__`: checks, the copy, seeds, devices, and putting modes and flags back. A method's `run` holds only its idea.
+"""
+
+import copy
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+import torch
+from torch import nn
+
+from ..checks import check_settings
+from ..data.split import Split
+from ..errors import DataError, ModelError
+from ..rng import fork
+from ..training.device import device_of, resolve_device
+from ..training.inference import check_model
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method(ABC):
+    """An unlearning algorithm with all its hyperparameters. A method's only base is this class.
+
+    Class attributes:
+        name: as the command line spells it.
+        paper: where the algorithm is from.
+        reads_retain: whether it reads retain samples; a property where that depends on a hyperparameter.
+        revision: raised when the algorithm changes, so that stored results of the old one are not taken for the new.
+    """
+
+    name: ClassVar[str]
+    paper: ClassVar[str]
+    reads_retain: ClassVar[bool]
+    revision: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+    @final
+    def __call__(self, model: nn.Module, split: Split, *, seed: int = 0, device: str | torch.device = "auto") -> nn.Module:
+        """A new model without the forget set; `model` stays as it is, bit for bit.
+
+        Args:
+            model: the original; maps images in [0, 1] to logits.
+            split: what to forget, from `forget_samples`, `forget_random`, `forget_classes` or `forget_only`.
+            seed: decides everything random, in [0, 2**63); the global generators are left alone.
+            device: where to compute; the result is on the device of `model`.
+
+        Raises:
+            DataError: the method reads retain samples and the split has none.
+            ModelError: the model's outputs do not fit the labels, or training diverged.
+        """
+        if not isinstance(split, Split):
+            raise DataError(f"split must be a Split; got {type(split).__name__}. Make one with forget_samples(train, indices).")
+        if self.reads_retain and not split.has_retain:
+            raise DataError(
+                f"{self.name} reads retain samples, and the split has none. `expunge list methods` shows the methods that need none."
+            )
+        if not isinstance(model, nn.Module):
+            raise ModelError(f"model must be a torch.nn.Module; got {type(model).__name__}. A checkpoint is loaded by load_model.")
+        with fork(seed):
+            unlearned = copy.deepcopy(model).to(resolve_device(device))
+            check_model(unlearned, split.forget)
+            self.run(unlearned, split)
+        return _restored(unlearned.to(device_of(model)), model)
+
+    @abstractmethod
+    def run(self, model: nn.Module, split: Split) -> None:
+        """The paper's algorithm. Edits the copy that it is given; draws randomness from torch's global generator."""
+
+
+def _restored(unlearned: nn.Module, original: nn.Module) -> nn.Module:
+    """Gives every module and parameter of the copy the original's mode and flags."""
+    for new, old in zip(unlearned.modules(), original.modules(), strict=True):
+        new.training = old.training
+    for new, old in zip(unlearned.parameters(), original.parameters(), strict=True):
+        new.requires_grad_(old.requires_grad)
+        new.grad = None
+    return unlearned

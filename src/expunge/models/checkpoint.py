@@ -1,0 +1,243 @@
+"""Models as files: safetensors with metadata, written whole or not at all, and read without running code.
+
+The metadata say how to build the model again and hold a hash of its weights, so that a damaged file is noticed. Pickled state dicts of
+other tools are read by `torch.load(weights_only=True)`; whatever asks for more than tensors is refused.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ..errors import ConfigError, ExpungeError, ModelError, StoreError
+from ..rng import fork
+from .architecture import Architecture
+from .pickled import is_pickle, read_pickle, some
+
+RESERVED = ("architecture", "model_hash", "format")
+PREFIXES = ("module.", "_orig_mod.")  # left by DataParallel and torch.compile
+
+
+def save_model(
+    model: nn.Module, path: str | Path, *, metadata: dict[str, Any] | None = None, architecture: Architecture | None = None
+) -> None:
+    """Writes a model's weights and buffers to a safetensors file; a crash leaves the old file or the new one, never half of one.
+
+    Args:
+        model: any module.
+        path: the file; folders on the way are made.
+        metadata: anything JSON can hold, by name; `read_metadata` returns it.
+        architecture: how to build the model, so that `load_model(path)` needs no `build`.
+
+    Raises:
+        ConfigError: metadata that JSON cannot hold, or under a reserved name.
+        ModelError: the architecture builds another model than this, or the model's state is not all tensors.
+        StoreError: the file cannot be written.
+    """
+    state = _state(model)
+    if architecture is not None:
+        _check_fit(_skeleton(architecture), state, f"the model to be saved as {architecture.name!r}")
+    header = {name: _to_json(name, value) for name, value in (metadata or {}).items()} | {
+        "format": "pt",
+        "model_hash": json.dumps(_hash(state)),
+    }
+    if architecture is not None:
+        header["architecture"] = json.dumps(asdict(architecture))
+    # Cloning gives each of several names for one tensor its own copy: the file format does not know sharing, and `build` shares them again.
+    _write(Path(path), {name: tensor.cpu().clone(memory_format=torch.contiguous_format) for name, tensor in state.items()}, header)
+
+
+def load_model(path: str | Path, build: Callable[[], nn.Module] | None = None) -> nn.Module:
+    """Reads a model from a file that `save_model` wrote, or from a pickled state dict. The model is on the CPU, in eval mode.
+
+    Args:
+        path: a .safetensors file, or a state dict saved by torch (.pt, .pth).
+        build: makes the model whose weights these are; None: the architecture that the file names.
+
+    Raises:
+        MissingError: no such file.
+        StoreError: the file is damaged.
+        ModelError: the weights are of another architecture, the file does not say of which, or it is a pickle that holds more than tensors.
+    """
+    path = Path(path)
+    if build is None:
+        build = _architecture(path)
+    state = _read(path)
+    with fork(0):
+        model = build()
+    if not isinstance(model, nn.Module):
+        raise ModelError(
+            f"build must return an nn.Module; got {type(model).__name__}. Pass a function without arguments that makes the model."
+        )
+    state = _without_prefix(state, model.state_dict())
+    _check_fit(model.state_dict(), state, path.name)
+    model.load_state_dict(state, strict=False)  # _check_fit has been stricter, but lets counters of batch normalisation be absent
+    return model.eval()
+
+
+def read_metadata(path: str | Path) -> dict[str, Any]:
+    """The metadata of a checkpoint, without reading its weights; {} for a pickle, which has none.
+
+    Raises:
+        MissingError: no such file.
+        StoreError: the file is damaged.
+    """
+    path = Path(path)
+    if is_pickle(path):
+        return {}
+    with _named_damage(path), safetensors.safe_open(path, framework="pt") as file:
+        return {name: _from_json(value) for name, value in (file.metadata() or {}).items() if name != "format"}
+
+
+def model_hash(model: nn.Module) -> str:
+    """SHA-256 (hex) over the names, types, shapes and bytes of all weights and buffers; the same on every device."""
+    return _hash(_state(model))
+
+
+def _hash(state: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        digest.update(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
+        digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _state(model: nn.Module) -> dict[str, Tensor]:
+    state = model.state_dict()
+    strange = [name for name, value in state.items() if not isinstance(value, Tensor)]
+    if strange:
+        raise ModelError(
+            f"a model's state must be tensors; got {type(state[strange[0]]).__name__} under {strange[0]!r}. "
+            "Keep it in a buffer, or out of get_extra_state."
+        )
+    return {name: tensor.detach() for name, tensor in state.items()}
+
+
+def _skeleton(architecture: Architecture) -> dict[str, Tensor]:
+    """Names and shapes of an architecture's weights, without the weights."""
+    with torch.device("meta"):
+        return architecture().state_dict()
+
+
+def _architecture(path: Path) -> Architecture:
+    fields = read_metadata(path).get("architecture")
+    if fields is None:
+        raise ModelError(
+            f"{path.name} does not name its architecture. Pass build=, a function that makes the model: "
+            "load_model(path, architecture('resnet18', train))."
+        )
+    try:
+        return Architecture.from_json(fields)
+    except (ExpungeError, TypeError, AttributeError) as error:
+        raise ModelError(
+            f"{path.name} names an architecture that cannot be built: {fields!r} ({error}). Pass build=, a function that makes the model."
+        ) from error
+
+
+def _write(path: Path, tensors: dict[str, Tensor], header: dict[str, str]) -> None:
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        os.close(handle)
+        save_file(tensors, temporary, header)
+        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp allows only the owner
+        _sync(temporary)
+        os.replace(temporary, path)
+        _sync(path.parent)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise StoreError(f"cannot write the checkpoint {path}: {error}. Check the folder's permissions and the free space.") from error
+    finally:
+        if temporary is not None:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _sync(path: str | Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    if is_pickle(path):
+        return read_pickle(path)
+    with _named_damage(path):
+        state = load_file(path)
+    expected = read_metadata(path).get("model_hash")
+    if expected is not None and expected != _hash(state):
+        raise StoreError(
+            f"{path} is damaged: its weights do not match the hash stored with them. Copy it again from where it came, or make it again."
+        )
+    return state
+
+
+@contextlib.contextmanager
+def _named_damage(path: Path):
+    try:
+        yield
+    except (safetensors.SafetensorError, UnicodeDecodeError) as error:
+        raise StoreError(
+            f"{path} is not a whole safetensors file or pickle: {error}. Copy it again from where it came, or make it again."
+        ) from error
+
+
+def _without_prefix(state: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, Tensor]:
+    for prefix in PREFIXES:
+        if all(name.startswith(prefix) for name in state) and not any(name.startswith(prefix) for name in wanted):
+            state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    return state
+
+
+def _check_fit(wanted: dict[str, Tensor], state: dict[str, Tensor], what: str) -> None:
+    """Raises ModelError unless the names and shapes of a state dict are those of the model."""
+    missing = [name for name in wanted if name not in state and not name.endswith("num_batches_tracked")]
+    unexpected = [name for name in state if name not in wanted]
+    misshaped = [
+        f"{n} (expected {tuple(wanted[n].shape)}, got {tuple(state[n].shape)})"
+        for n in wanted
+        if n in state and wanted[n].shape != state[n].shape
+    ]
+    if not (missing or unexpected or misshaped):
+        return
+    found = {"missing": missing, "unexpected": unexpected, "of another shape": misshaped}
+    remedy = "Build the model that was saved: pass its architecture as build=."
+    if {f"1.{name}" for name in state} >= {n for n in wanted if n.startswith("1.")} and "0.mean" in missing:
+        remedy = "These are weights without Normalize: load them with build= of the bare network, then with_normalize(model, mean, std)."
+    raise ModelError(f"{what} does not fit the architecture: {'; '.join(f'{k}: {some(v)}' for k, v in found.items() if v)}. {remedy}")
+
+
+def _to_json(name: str, value: Any) -> str:
+    try:
+        if name in RESERVED:
+            raise ConfigError(f"metadata must not use the names {', '.join(RESERVED)}; got {name!r}. Choose another.")
+        return json.dumps(value)
+    except TypeError as error:
+        raise ConfigError(
+            f"metadata must be what JSON can hold; got {type(value).__name__} under {name!r}. Pass numbers, text, lists and dicts."
+        ) from error
+
+
+def _from_json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text  # a file of another tool, whose metadata are plain text

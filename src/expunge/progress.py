@@ -1,0 +1,48 @@
+"""Progress of long work, reported upwards without anybody passing a callback through.
+
+Training loops and attacks call `report`; whoever wants to know (the command line, a notebook) wraps the call in `listen`.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far one piece of work is: `done` of `total` units of `stage`, and a figure or two about it."""
+
+    stage: str
+    done: int
+    total: int
+    note: str = ""
+
+
+Listener = Callable[[Progress], None]
+_listener: ContextVar[Listener | None] = ContextVar("expunge_progress", default=None)
+
+
+@contextlib.contextmanager
+def listen(listener: Listener | None) -> Iterator[None]:
+    """Sends every report inside the block to `listener` (None = to whom it went before).
+
+    Example:
+        >>> seen = []
+        >>> with listen(seen.append):
+        ...     report("train", 1, 2)
+        >>> seen[0].done
+        1
+    """
+    token = _listener.set(listener or _listener.get())
+    try:
+        yield
+    finally:
+        _listener.reset(token)
+
+
+def report(stage: str, done: int, total: int, note: str = "") -> None:
+    """Tells the current listener, if there is one. Costs nothing otherwise."""
+    listener = _listener.get()
+    if listener is not None:
+        listener(Progress(stage, done, total, note))

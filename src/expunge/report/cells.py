@@ -1,0 +1,112 @@
+"""Numbers as people read them: a value, its interval under it, the reason when there is none, and the same as a strip to compare by eye."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Estimate = dict[str, Any]  # {"value", "low", "high", "n", "note"}; value is None where the data cannot support one
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number in a table, ready to print."""
+
+    value: str
+    interval: str = ""
+    note: str = ""
+
+
+def percent(estimate: Estimate | None) -> Cell:
+    """An accuracy or rate in percent.
+
+    Example:
+        >>> percent({"value": 0.931, "low": 0.9, "high": 0.95, "n": 100, "note": None})
+        Cell(value='93.1', interval='90.0 to 95.0', note='')
+    """
+    return _cell(estimate, lambda x: f"{100 * x:.1f}")
+
+
+def points(estimate: Estimate | None) -> Cell:
+    """A signed gap in percentage points.
+
+    Example:
+        >>> points({"value": -0.02, "low": -0.05, "high": 0.01, "n": 100, "note": None})
+        Cell(value='−2.0', interval='−5.0 to +1.0', note='')
+    """
+    return _cell(estimate, lambda x: _signed(100 * x, 1))
+
+
+def area(estimate: Estimate | None) -> Cell:
+    """An AUC, in [0, 1]."""
+    return _cell(estimate, lambda x: f"{x:.3f}")
+
+
+def area_gap(estimate: Estimate | None) -> Cell:
+    """A signed difference of AUCs."""
+    return _cell(estimate, lambda x: _signed(x, 3))
+
+
+def rate(fraction: float) -> str:
+    """A fraction in percent without needless zeros.
+
+    Example:
+        >>> rate(0.001)
+        '0.1%'
+    """
+    return f"{round(100 * fraction, 6):g}%"
+
+
+def duration(seconds: float | None) -> str:
+    """A time as one reads it.
+
+    Example:
+        >>> duration(1.234), duration(75), duration(8000)
+        ('1.2 s', '1 min 15 s', '2 h 13 min')
+    """
+    if seconds is None:
+        return "not measured"
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The common axis of the strips in one column."""
+
+    low: float
+    high: float
+
+    def style(self, estimate: Estimate | None, **marks: float | None) -> str:
+        """CSS variables that place an estimate and other marks on the strip, in percent of its width; marks alone without a value."""
+        places = dict(marks)
+        if estimate is not None and estimate["value"] is not None:
+            places |= {key: estimate[key] for key in ("low", "value", "high")}
+        return "; ".join(f"--{key}: {self._place(x):.2f}%" for key, x in places.items() if x is not None)
+
+    def _place(self, x: float) -> float:
+        return min(100.0, max(0.0, 100 * (x - self.low) / (self.high - self.low)))
+
+
+def scale(estimates: Sequence[Estimate | None], *also: float) -> Scale:
+    """An axis that holds every interval and the values in `also`, with a little air."""
+    values = [x for e in estimates if e for x in (e["low"], e["value"], e["high"]) if x is not None] + list(also)
+    low, high = min(values), max(values)
+    air = 0.04 * (high - low) or 0.01
+    return Scale(low - air, high + air)
+
+
+def _cell(estimate: Estimate | None, text) -> Cell:
+    if estimate is None:
+        return Cell("n/a")
+    note = estimate.get("note") or ""
+    if estimate["value"] is None:
+        return Cell("n/a", note=note)
+    ends = [estimate.get("low"), estimate.get("high")]
+    return Cell(text(estimate["value"]), "" if None in ends else " to ".join(text(x) for x in ends), note)
+
+
+def _signed(x: float, digits: int) -> str:
+    x = round(x, digits) + 0.0  # no "−0.0"
+    return f"{x:+.{digits}f}".replace("-", "−") if x else f"{x:.{digits}f}"

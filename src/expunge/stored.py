@@ -1,0 +1,50 @@
+"""Unlearned models in a store: what a method made of a stored original, so that it is made once."""
+
+import time
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import nn
+
+from .data.split import Split
+from .methods.base import Method
+from .models.checkpoint import model_hash
+from .store import Store
+from .training.fleet import POLL, load_trained
+from .training.recipe import Build
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Unlearned:
+    """A model without the forget set, and the seconds that it took to make."""
+
+    model: nn.Module
+    seconds: float
+
+
+def unlearn_stored(
+    method: Method, model: nn.Module, split: Split, *, build: Build, store: Store, seed: int = 0, device: str | torch.device = "auto"
+) -> Unlearned:
+    """`method(model, split, seed=seed)`, taken from the store if it is there, and kept there otherwise.
+
+    A result belongs to the original's weights, the training set, the forget set, the method with all its fields and its revision, and the seed.
+
+    Raises:
+        StoreError: the store cannot be written, or `build` or the method cannot be written as JSON.
+    """
+    spec = {
+        "original": model_hash(model), "build": build, "data": split.train.fingerprint, "augment": split.train.augment,
+        "forget": split.forget_indices, "has_retain": split.has_retain, "method": method, "seed": seed,
+    }  # fmt: skip
+    cell = store.cell("unlearned", spec)
+    while not cell.done:
+        with cell.claim() as mine:
+            if mine:
+                start = time.perf_counter()
+                unlearned = method(model, split, seed=seed, device=device)
+                cell.finish({"seconds": round(time.perf_counter() - start, 3)}, unlearned.state_dict())
+        if not mine and not cell.done:
+            time.sleep(POLL)
+    return Unlearned(load_trained(cell, build), cell.result()["seconds"])

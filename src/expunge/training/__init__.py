@@ -1,0 +1,1 @@
+"""Training and scoring: one SGD loop, recipes, inference, and fleets of models."""

@@ -1,0 +1,83 @@
+"""Where and how precisely to compute: device, precision and memory layout."""
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ConfigError
+
+PRECISIONS = ("auto", "float32", "bfloat16")
+
+
+def resolve_device(device: str | torch.device = "auto") -> torch.device:
+    """The device to compute on; "auto" is the first GPU if there is one, else the CPU.
+
+    Raises:
+        ConfigError: the name is unknown, or the machine has no such device.
+    """
+    if isinstance(device, str) and device == "auto":
+        return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    try:
+        device = torch.device(device)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(
+            f"device must be 'auto', 'cpu' or a device of this machine; got {str(device)!r} ({str(error).splitlines()[0]})."
+        ) from None
+    return device
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """The device of the model's weights (the CPU if it has none)."""
+    return next((p.device for p in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+
+
+def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
+    """The dtype of matrix products: "auto" is bfloat16 where the hardware multiplies it natively, for there it is about twice as fast, else float32."""
+    if precision == "auto":
+        if device.type == "cuda":
+            precision = "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
+        else:
+            # Emulated bfloat16 (before AVX-512-BF16 and AMX) is slower than float32.
+            native = device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+            precision = "bfloat16" if native else "float32"
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]
+
+
+@contextlib.contextmanager
+def fast_layout(model: nn.Module, images: Tensor) -> Iterator[torch.memory_format]:
+    """Stores the model's weights channels-last inside the block if it works that way; yields the format that its inputs should have.
+
+    A model that flattens feature maps with `view` cannot run channels-last; one forward pass on `images` finds out.
+    """
+    # Weights moved in inference mode would be inference tensors, and no good for training ever after.
+    with torch.inference_mode(False):
+        layout = torch.channels_last if _runs_channels_last(model, images) else torch.contiguous_format
+        strides = {p: p.stride() for p in model.parameters()}
+        model.to(memory_format=layout)
+    try:
+        yield layout
+    finally:
+        with torch.inference_mode(False), torch.no_grad():
+            for parameter, stride in strides.items():
+                if parameter.stride() != stride:
+                    parameter.data = torch.empty_strided(parameter.shape, stride, dtype=parameter.dtype, device=parameter.device).copy_(
+                        parameter
+                    )
+
+
+@torch.no_grad()
+def _runs_channels_last(model: nn.Module, images: Tensor) -> bool:
+    modes = {module: module.training for module in model.modules()}
+    try:
+        model.eval()
+        model(images[:2].to(memory_format=torch.channels_last))
+    except RuntimeError:
+        return False
+    else:
+        return True
+    finally:
+        for module, mode in modes.items():
+            module.training = mode

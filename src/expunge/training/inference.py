@@ -1,0 +1,82 @@
+"""What a model answers: logits for scoring, always in float32 and eval mode, whatever the training precision was."""
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from ..data.images import Samples
+from ..data.mixture import Mixture
+from ..errors import ModelError, NondeterministicModel, ProbabilitiesNotLogits
+from ..types import Logits
+from .device import device_of, fast_layout
+
+
+@contextlib.contextmanager
+def eval_mode(model: nn.Module) -> Iterator[nn.Module]:
+    """The model in eval mode inside the block; every module's own mode is restored after it."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        yield model.eval()
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+@torch.no_grad()
+def logits_of(model: nn.Module, data: Samples, *, batch_size: int = 512) -> Logits:
+    """The model's logits on all samples in order, float32 (N, K) on the CPU; un-augmented, in eval mode.
+
+    Raises:
+        ModelError: the output is not (N, K), or not finite.
+
+    Cost: one forward pass.
+    """
+    mixture = Mixture([data], device_of(model), augment=False)
+    batches = torch.arange(len(data)).split(batch_size)
+    outputs = []
+    with eval_mode(model):
+        first = next(mixture.epoch(batches[:1], 0)).images
+        with fast_layout(model, first) as layout:
+            for batch in mixture.epoch(batches, 0):
+                outputs.append(_checked(model(batch.images.contiguous(memory_format=layout)), len(batch.images)).float().cpu())
+    return torch.cat(outputs)
+
+
+def check_model(model: nn.Module, data: Samples, n: int = 8) -> None:
+    """Raises ModelError unless the model answers a few samples with finite logits (B, K), K ≥ every label; warns of probabilities and of noise.
+
+    Flags: ProbabilitiesNotLogits, NondeterministicModel.
+    """
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"model must be a torch.nn.Module; got {type(model).__name__}. A checkpoint is loaded by expunge.load_model.")
+    few = data.subset(range(min(n, len(data))))
+    answers = logits_of(model, few)
+    top = int(data.labels.max()) if data.labels.ndim == 1 else data.labels.shape[1] - 1
+    if answers.shape[1] <= top:
+        raise ModelError(f"the labels go up to {top}, so that the model needs at least {top + 1} outputs; got {answers.shape[1]}.")
+    if (answers >= 0).all() and torch.allclose(answers.sum(1), torch.ones(len(answers)), atol=1e-4):
+        warnings.warn(
+            "the model's outputs look like probabilities; expunge needs logits. Leave out the last softmax.",
+            ProbabilitiesNotLogits,
+            stacklevel=3,
+        )
+    if not torch.equal(answers, logits_of(model, few)):
+        warnings.warn(
+            "the model answers the same images differently in eval mode; results cannot be repeated.", NondeterministicModel, stacklevel=3
+        )
+
+
+def _checked(output: object, n: int) -> torch.Tensor:
+    if not isinstance(output, torch.Tensor) or output.ndim != 2 or len(output) != n:
+        got = f"shape {tuple(output.shape)}" if isinstance(output, torch.Tensor) else type(output).__name__
+        raise ModelError(
+            f"the model must return logits of shape ({n}, K) for {n} images; got {got}. Wrap it in a module that returns the logits alone."
+        )
+    if not output.isfinite().all():
+        raise ModelError(
+            f"the model must return finite logits; got {int((~output.isfinite()).sum())} NaN or infinite values. Check its weights and inputs."
+        )
+    return output

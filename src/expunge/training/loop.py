@@ -1,0 +1,181 @@
+"""The one training loop. Originals, retrained models, shadow models and every method that takes gradient steps go through `sgd`."""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from .. import progress
+from ..checks import choose
+from ..data.images import Samples
+from ..data.mixture import Batch, Mixture
+from ..errors import ConfigError, ModelError
+from ..rng import draw_seed, permutation
+from .device import device_of, fast_layout, resolve_precision
+from .objectives import Objective, cross_entropy
+from .schedules import Constant, Schedule
+
+Mask = Mapping[str, Tensor]
+BATCHNORM = ("train", "frozen_statistics", "frozen")
+
+
+def sgd(
+    model: nn.Module,
+    data: Samples | Sequence[Samples],
+    objective: Objective = cross_entropy,
+    *,
+    epochs: int,
+    lr: float,
+    batch_size: int = 128,
+    momentum: float = 0.9,
+    weight_decay: float = 5e-4,
+    nesterov: bool = False,
+    schedule: Schedule | None = None,
+    mask: Mask | None = None,
+    batchnorm: str = "train",
+    augment: bool = True,
+    precision: str = "auto",
+    seed: int | None = None,
+    stage: str = "training",
+) -> None:
+    """Trains the model in place, on the device that it is on, by SGD with momentum over shuffled epochs of all the data.
+
+    Several sets are shuffled into one another; each keeps its own augmentation. Every sample is visited exactly once in every epoch; a last batch of
+    one is joined to the batch before it, because BatchNorm cannot normalise one vector.
+
+    Args:
+        model: any module that maps images in [0, 1] to logits.
+        data: one set of samples or several.
+        objective: (model, batch) → scalar to minimise.
+        epochs: passes over the data, ≥ 0.
+        lr: peak step size per mini-batch of mean loss, ≥ 0.
+        batch_size: ≥ 1. momentum, weight_decay, nesterov: as in torch.optim.SGD.
+        schedule: factor on lr as a function of epochs done; None = constant.
+        mask: for each parameter name a bool tensor of its shape, True = may change. The others are put back after every step, so that neither weight
+            decay nor momentum moves them. Parameters that the mask does not name stay as they are.
+        batchnorm: "train" (batch statistics, running ones move), "frozen_statistics" (running statistics are used and stay; scale and shift learn) or
+            "frozen" (nothing of BatchNorm changes).
+        augment: whether to apply the data's own augmentation.
+        precision: "auto", "float32" or "bfloat16" for matrix products; weights are always float32.
+        seed: of order and augmentation; None draws one from torch's global generator.
+        stage: name of this work in progress reports.
+
+    Raises:
+        ConfigError: an unknown option. DataError: no sample. ModelError: the loss became NaN or infinite.
+
+    Cost: `epochs` forward and backward passes over the data.
+    """
+    _check_options(epochs, lr, batch_size, batchnorm)
+    sources = [data] if isinstance(data, Samples) else list(data)
+    device, schedule = device_of(model), schedule or Constant()
+    mixture = Mixture(sources, device, augment=augment, seed=draw_seed() if seed is None else seed)
+    first = next(mixture.epoch([torch.arange(min(2, len(mixture)))], 0)).images
+    dtype = resolve_precision(precision, device)
+    with fast_layout(model, first) as layout, _trainable(model, mask, batchnorm) as parameters:
+        optimizer = torch.optim.SGD(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov, fused=True)
+        restore = _Restore(model, mask)
+        for epoch in range(epochs):
+            batches = _batches(permutation(len(mixture), mixture.seed, epoch), batch_size)
+            total = torch.zeros((), device=device)
+            for step, batch in enumerate(mixture.epoch(batches, epoch)):
+                optimizer.param_groups[0]["lr"] = lr * schedule(epoch + step / len(batches), epochs)
+                total += _step(model, _in_layout(batch, layout), objective, optimizer, dtype)
+                restore()
+                progress.report(stage, epoch * len(batches) + step + 1, epochs * len(batches))
+            _check_loss(total.item() / len(batches), epoch, lr)
+
+
+def _step(model: nn.Module, batch: Batch, objective: Objective, optimizer: torch.optim.Optimizer, dtype: torch.dtype) -> Tensor:
+    with (
+        _single_sample_batchnorm(model, len(batch.images)),
+        torch.autocast(batch.images.device.type, dtype, enabled=dtype != torch.float32),
+    ):
+        loss = objective(model, batch)
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    optimizer.step()
+    return loss.detach()
+
+
+def _batches(order: Tensor, size: int) -> list[Tensor]:
+    batches = list(order.split(size))
+    if len(batches) > 1 and len(batches[-1]) == 1:
+        batches[-2:] = [torch.cat(batches[-2:])]
+    return batches
+
+
+def _in_layout(batch: Batch, layout: torch.memory_format) -> Batch:
+    return Batch(batch.images.contiguous(memory_format=layout), batch.labels, batch.ids, batch.source)
+
+
+@contextlib.contextmanager
+def _trainable(model: nn.Module, mask: Mask | None, batchnorm: str) -> Iterator[list[nn.Parameter]]:
+    """Puts the model in training mode; yields the parameters that may change; restores modes and flags."""
+    modes = {module: module.training for module in model.modules()}
+    flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    try:
+        model.train()
+        for norm in _batchnorms(model) if batchnorm != "train" else ():
+            norm.eval()
+            if batchnorm == "frozen":
+                norm.requires_grad_(False)
+        if mask is not None:
+            for name, parameter in model.named_parameters():
+                parameter.requires_grad_(parameter.requires_grad and name in mask)
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        if not parameters:
+            raise ModelError("the model has no parameter that may change: all are frozen or masked out. Set requires_grad=True on some.")
+        yield parameters
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+        for parameter, flag in flags.items():
+            parameter.requires_grad_(flag)
+            parameter.grad = None
+
+
+class _Restore:
+    """Puts masked-out weights back to their first values after a step; zeroing gradients alone would let weight decay and momentum move them."""
+
+    def __init__(self, model: nn.Module, mask: Mask | None) -> None:
+        self.frozen = []
+        for name, parameter in model.named_parameters() if mask is not None else ():
+            if name in mask:
+                if mask[name].shape != parameter.shape:
+                    raise ModelError(f"the mask of {name} must have shape {tuple(parameter.shape)}; got {tuple(mask[name].shape)}.")
+                self.frozen.append((parameter, ~mask[name].to(parameter.device), parameter.detach().clone()))
+
+    @torch.no_grad()
+    def __call__(self) -> None:
+        for parameter, fixed, first in self.frozen:
+            parameter.copy_(torch.where(fixed, first, parameter))
+
+
+@contextlib.contextmanager
+def _single_sample_batchnorm(model: nn.Module, n: int) -> Iterator[None]:
+    """A batch of one has no variance to normalise by: BatchNorm uses its running statistics for it."""
+    active = [norm for norm in _batchnorms(model) if norm.training] if n == 1 else []
+    for norm in active:
+        norm.eval()
+    try:
+        yield
+    finally:
+        for norm in active:
+            norm.train()
+
+
+def _batchnorms(model: nn.Module) -> list[nn.Module]:
+    return [module for module in model.modules() if isinstance(module, _BatchNorm)]
+
+
+def _check_options(epochs: int, lr: float, batch_size: int, batchnorm: str) -> None:
+    if not isinstance(epochs, int) or epochs < 0 or batch_size < 1 or not lr >= 0:
+        raise ConfigError(f"sgd needs epochs ≥ 0, batch_size ≥ 1 and lr ≥ 0; got epochs={epochs!r}, batch_size={batch_size!r}, lr={lr!r}.")
+    choose("batchnorm mode", batchnorm, BATCHNORM, "")
+
+
+def _check_loss(loss: float, epoch: int, lr: float) -> None:
+    if not abs(loss) < float("inf"):
+        raise ModelError(f"training diverged: the mean loss of epoch {epoch + 1} is {loss} at lr={lr:g}. Lower lr, or check the data.")

@@ -1,0 +1,103 @@
+"""How a model is trained from scratch: a recipe, and the function that follows it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import nn
+
+from .. import progress as _progress
+from ..checks import check_settings, setting
+from ..data.images import Samples
+from ..errors import ModelError
+from ..rng import fork
+from .device import PRECISIONS, resolve_device
+from .inference import check_model
+from .loop import sgd
+from .objectives import cross_entropy, smoothed_cross_entropy
+from .schedules import Cosine, Schedule
+
+Build = Callable[[], nn.Module]
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything that decides how a model is trained, but for data, architecture and seed.
+
+    Shadow and retrained models must follow the recipe of the model that is audited, or their scores cannot be compared with its.
+
+    Args:
+        epochs: passes over the training set, ≥ 1.
+        lr: peak step size of SGD per mini-batch of mean loss, > 0.
+        batch_size: samples in a step, ≥ 1.
+        momentum: in [0, 1). nesterov: with Nesterov's correction.
+        weight_decay: on all parameters, ≥ 0.
+        label_smoothing: share of the uniform distribution in the labels, in [0, 1).
+        schedule: `Cosine`, `Step` or `Constant`.
+        augment: whether to apply the data's own augmentation.
+        precision: "auto", "float32" or "bfloat16".
+
+    Example:
+        >>> from expunge import Step
+        >>> Recipe(epochs=200, schedule=Step(every=40)).lr  # the AMUN paper's
+        0.1
+    """
+
+    epochs: int = setting(30, ge=1)
+    lr: float = setting(0.1, gt=0)
+    batch_size: int = setting(128, ge=1)
+    momentum: float = setting(0.9, ge=0, lt=1)
+    weight_decay: float = setting(5e-4, ge=0)
+    nesterov: bool = setting(False)
+    label_smoothing: float = setting(0.0, ge=0, lt=1)
+    schedule: Schedule = setting(factory=Cosine)
+    augment: bool = setting(True)
+    precision: str = setting("auto", choices=PRECISIONS)
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+
+def train_model(
+    build: Build,
+    train: Samples,
+    recipe: Recipe,
+    *,
+    seed: int = 0,
+    device: str | torch.device = "auto",
+    progress: _progress.Listener | None = None,
+) -> nn.Module:
+    """A new model trained on `train`, in eval mode on `device`.
+
+    On a CPU the same arguments give the same bits, for the same number of torch threads.
+
+    Args:
+        build: called without arguments, returns a freshly initialised model (see `architecture`).
+        train: the training set, or a subset of it.
+        recipe: how to train.
+        seed: decides initial weights, order and augmentation, in [0, 2**63).
+        device: "auto", "cpu", "cuda", …
+        progress: called with a `Progress` after every step.
+
+    Raises:
+        ModelError: `build` returns no module, or its outputs do not fit the labels, or the loss diverges.
+
+    Cost: `recipe.epochs` forward and backward passes over `train`.
+    """
+    with fork(seed), _progress.listen(progress):
+        model = build()
+        if not isinstance(model, nn.Module):
+            raise ModelError(
+                f"build() must return a torch.nn.Module; got {type(model).__name__}. Pass architecture(name, data) or a function of yours."
+            )
+        model = model.to(resolve_device(device))
+        check_model(model, train)
+        objective = smoothed_cross_entropy(recipe.label_smoothing) if recipe.label_smoothing else cross_entropy
+        sgd(
+            model, train, objective,
+            epochs=recipe.epochs, lr=recipe.lr, batch_size=recipe.batch_size, momentum=recipe.momentum, weight_decay=recipe.weight_decay,
+            nesterov=recipe.nesterov, schedule=recipe.schedule, augment=recipe.augment, precision=recipe.precision,
+        )  # fmt: skip
+        return model.eval()

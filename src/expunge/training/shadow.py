@@ -1,0 +1,152 @@
+"""Shadow models, trained on random halves of training and test images together: audits learn from them how members and others look."""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple, final
+
+import torch
+from torch import Tensor, nn
+
+from ..data.images import Samples
+from ..data.pool import pool
+from ..errors import ConfigError, DataError
+from ..rng import check_seed, derive, permutation
+from ..store import Cell, Store
+from ..types import Included, Labels
+from .fleet import TrainTask, load_trained, train_fleet
+from .recipe import Build, Recipe
+
+TRAINING = 1  # purpose of a derived seed: initial weights and order, as opposed to membership
+
+
+class ShadowAccuracy(NamedTuple):
+    """Mean accuracy of the shadow models, as fractions: on the samples that they were trained on, and on the others."""
+
+    included: float
+    excluded: float
+
+
+@final
+@dataclass(frozen=True, eq=False, repr=False)
+class ShadowModels:
+    """What shadow models answer on every sample, and which samples each was trained on. Made by `train_shadow_models`.
+
+    Attributes:
+        logits: float32 (M, N, K); columns 0 … n_train − 1 are the training set in order, the rest is the test set.
+        labels: int64 (N,).
+        included: bool (M, N), True = the model was trained on the sample. Models 2k and 2k + 1 are complements, so that every column has
+            exactly M / 2.
+        n_train: how many columns are the training set.
+    """
+
+    logits: Tensor
+    labels: Labels
+    included: Included
+    n_train: int
+    cells: tuple[Cell, ...] = ()
+    build: Build | None = None
+    recipe: Recipe | None = field(default=None)
+
+    def __repr__(self) -> str:
+        accuracy = self.accuracy
+        return (
+            f"ShadowModels({len(self)} models, {self.n_train} training + {len(self.labels) - self.n_train} test samples, "
+            f"accuracy {accuracy.included:.3f} on their own samples, {accuracy.excluded:.3f} on others)"
+        )
+
+    def __len__(self) -> int:
+        return len(self.logits)
+
+    @cached_property
+    def accuracy(self) -> ShadowAccuracy:
+        """Accuracy of the models on samples that they were trained on, and on others: compare it with the audited model's."""
+        correct = (self.logits.argmax(2) == self.labels).double()
+        return ShadowAccuracy(correct[self.included].mean().item(), correct[~self.included].mean().item())
+
+    def model(self, m: int) -> nn.Module:
+        """Shadow model m, on the CPU, in eval mode.
+
+        Raises:
+            DataError: there is no such model, or the models are not in a store.
+            StoreError: the stored weights are damaged.
+        """
+        if self.build is None or not 0 <= m < len(self.cells):
+            raise DataError(
+                f"m must be in [0, {len(self.cells)}), the models that are in a store; got {m}. train_shadow_models stores them."
+            )
+        return load_trained(self.cells[m], self.build)
+
+
+def train_shadow_models(
+    build: Build,
+    train: Samples,
+    test: Samples,
+    *,
+    n: int = 64,
+    recipe: Recipe,
+    store: Store | str | Path,
+    seed: int = 0,
+    workers: int | str = "auto",
+    device: str | torch.device = "auto",
+) -> ShadowModels:
+    """Trains `n` models, each on half of training and test set together, and scores every sample with each of them.
+
+    The halves come in complementary pairs, so that every sample is in exactly n / 2 of them. Models that the store has are not trained
+    again, and more models later keep those of before. Interrupt it whenever you like, and run it again to continue; several processes may
+    share the store.
+
+    Args:
+        build: returns a freshly initialised model; the architecture of the model to be audited.
+        train: the training set of the model to be audited.
+        test: samples that it never saw.
+        n: number of models, even, ≥ 2. The more, the sharper the audit: 64 is usual, 16 a start.
+        recipe: how the model to be audited was trained.
+        store: the folder to keep the models in.
+        seed: decides halves, initial weights and orders, in [0, 2**63).
+        workers: processes on a CPU, ≥ 1; "auto" = one for each core.
+        device: "auto", "cpu", "cuda", …
+
+    Raises:
+        ConfigError: n is not an even integer ≥ 2.
+        DataError: the two sets do not fit one another.
+        ModelError: a model diverged or does not fit the data. StoreError: the store cannot be written.
+
+    Cost: n × `recipe.epochs` passes over half of the samples, and n × one over all.
+    """
+    if isinstance(n, bool) or not isinstance(n, int) or n < 2 or n % 2:
+        raise ConfigError(
+            f"n, the number of shadow models, must be an even integer ≥ 2; got {n!r}. They are trained on complementary halves."
+        )
+    check_seed(seed)
+    samples = pool(train, test)
+    included = halves(len(samples), n, seed)
+    tasks = [
+        TrainTask(
+            build=build,
+            recipe=recipe,
+            positions=row.nonzero().flatten(),
+            seed=derive(seed, TRAINING, m),
+            kind="shadow",
+            name=f"shadow model {m}",
+        )
+        for m, row in enumerate(included)
+    ]
+    cells = train_fleet(tasks, samples, store, workers=workers, device=device)
+    logits = torch.stack([cell.tensors("scores")["logits"] for cell in cells])
+    return ShadowModels(logits, samples.labels, included, len(train), tuple(cells), build, recipe)
+
+
+def halves(n_samples: int, n_models: int, seed: int) -> Included:
+    """Which samples each of an even number of models is trained on: models 2k and 2k + 1 share a random order's first half and second half.
+
+    Example:
+        >>> halves(4, 2, seed=0).sum(0)
+        tensor([1, 1, 1, 1])
+    """
+    included = torch.zeros(n_models, n_samples, dtype=torch.bool)
+    for pair in range(n_models // 2):
+        order = permutation(n_samples, seed, pair)
+        included[2 * pair, order[: n_samples // 2]] = True
+        included[2 * pair + 1, order[n_samples // 2 :]] = True
+    return included

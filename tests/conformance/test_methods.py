@@ -1,0 +1,195 @@
+"""The exam that every registered method takes: whoever adds one line to METHODS gets all of it."""
+
+import copy
+import dataclasses
+
+import pytest
+import torch
+from torch.nn import functional
+
+from expunge import methods
+from expunge.checks import describe
+from expunge.data.images import ImageData
+from expunge.data.split import forget_only, forget_samples
+from expunge.errors import ConfigError, DataError, ModelError
+from expunge.methods import METHODS
+from expunge.store import canonical, rebuild
+from expunge.training.inference import logits_of
+from toys import Watched, configured, method_id, toy_net, variants
+
+every_method = pytest.mark.parametrize("method", variants(), ids=method_id)
+
+
+def weights(model):
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def true_probability(model, samples):
+    return float(functional.softmax(logits_of(model, samples), 1).gather(1, samples.labels[:, None]).mean())
+
+
+def accuracy(model, samples):
+    return float((logits_of(model, samples).argmax(1) == samples.labels).float().mean())
+
+
+@every_method
+def test_the_original_stays_as_it_is_and_the_result_has_its_form(method, memorised):
+    model, split, _ = memorised
+    model = copy.deepcopy(model)
+    model[1].eval(), model[0].train()
+    model[0].weight.requires_grad_(False)
+    calls = []
+    model[4].register_forward_hook(lambda *_: calls.append(1))
+    before, modes = weights(model), [m.training for m in model.modules()]
+    unlearned = method(model, split)
+    assert same(weights(model), before) and all(p.grad is None for p in model.parameters())
+    after = weights(unlearned)
+    assert list(after) == list(before)
+    assert all(after[k].shape == before[k].shape and after[k].dtype == before[k].dtype and after[k].is_contiguous() for k in before)
+    for result in (model, unlearned):
+        assert [m.training for m in result.modules()] == modes
+        assert [p.requires_grad for p in result.parameters()] == [False] + [True] * (len(list(result.parameters())) - 1)
+        assert len(result[4]._forward_hooks) == 1
+        assert all(p.grad is None for p in result.parameters())
+    assert not same(after, before), "the method did nothing"
+
+
+@every_method
+def test_every_trainable_weight_moves(method, memorised):
+    # A method whose optimiser holds another model's parameters (a public SCRUB) changes BatchNorm statistics and nothing else.
+    model, split, _ = memorised
+    unlearned = dict(method(model, split).named_parameters())
+    assert all(not torch.equal(unlearned[name], p) for name, p in model.named_parameters())
+
+
+@every_method
+def test_the_same_seed_gives_the_same_bits_and_the_world_stays_as_it_was(method, memorised):
+    model, split, _ = memorised
+    state = torch.get_rng_state()
+    first = weights(method(model, split, seed=3))
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.rand(5)
+    assert torch.is_grad_enabled()
+    assert same(weights(method(model, split, seed=3)), first)
+    assert not same(weights(method(model, split, seed=4)), first)
+
+
+@every_method
+def test_a_method_reads_all_forget_samples_or_none_and_retain_samples_only_if_it_says_so(method, memorised):
+    model, split, _ = memorised
+    forget, retain = set(split.forget.ids.tolist()), split.retain.ids.tolist()
+    watched = Watched(split.train, forbidden=() if method.reads_retain else tuple(retain))
+    method(model, forget_samples(watched, split.forget_indices))
+    read = watched.read - set(split.forget.ids[:8].tolist())  # the seam itself looks at a few forget samples
+    assert not read & forget or forget - set(split.forget.ids[:8].tolist()) <= read
+    assert method.reads_retain == bool(read - forget)
+
+
+@every_method
+def test_without_retain_data_a_method_works_or_says_why_not(method, memorised):
+    model, split, _ = memorised
+    gone = forget_only(split.train.subset(split.forget_indices))
+    if method.reads_retain:
+        with pytest.raises(DataError, match=f"{method.name} reads retain samples"):
+            method(model, gone)
+    else:
+        assert not same(weights(method(model, gone)), weights(model))
+
+
+@every_method
+@pytest.mark.parametrize(
+    ("n", "n_forget", "shape", "n_classes"),
+    [(40, 1, (1, 8, 8), 3), (33, 16, (1, 8, 8), 3), (40, 5, (3, 8, 12), 3), (24, 12, (1, 8, 8), 2)],
+    ids=["one-forget-sample", "last-batch-of-one", "colour-not-square", "one-class-left"],
+)
+def test_corner_cases(method, n, n_forget, shape, n_classes):
+    torch.manual_seed(0)
+    data = ImageData(torch.randint(256, (n, *shape), dtype=torch.uint8), torch.arange(n) % n_classes, tuple("abc"[:n_classes]))
+    build = toy_net_of(shape[0], n_classes)
+    forget = (data.labels == 0).nonzero().flatten() if n_classes == 2 else range(n_forget)
+    method = dataclasses.replace(method, build=build) if "build" in vars(method) else method
+    unlearned = method(build(), forget_samples(data, forget))
+    assert all(t.isfinite().all() for t in unlearned.state_dict().values())
+
+
+class toy_net_of:
+    """A build function that can be compared and printed."""
+
+    def __init__(self, channels, n_classes):
+        self.channels, self.n_classes = channels, n_classes
+
+    def __call__(self):
+        return toy_net(self.channels, self.n_classes)
+
+
+@every_method
+def test_on_memorised_digits_confidence_on_the_forget_set_falls_and_retain_accuracy_stays(method, memorised):
+    model, split, _ = memorised
+    unlearned = method(model, split)
+    assert accuracy(model, split.retain) == accuracy(model, split.forget) == 1
+    assert accuracy(unlearned, split.retain) >= (0.9 if method.name != "retrain" else 0.5)  # three epochs of retraining are few
+    assert true_probability(unlearned, split.forget) < true_probability(model, split.forget)
+
+
+@every_method
+def test_a_method_prints_as_its_recipe_and_survives_json(method):
+    assert repr(method).startswith(type(method).__name__ + "(")
+    if "build" not in vars(method):
+        text = canonical(method)
+        classes = {c.__name__: c for c in [*METHODS.values(), *described_classes()]}
+        again = rebuild(__import__("json").loads(text), classes)
+        assert again == method and canonical(again) == text
+
+
+def described_classes():
+    from expunge.attacks import ATTACKS
+    from expunge.training import schedules
+
+    return [*ATTACKS.values(), schedules.Constant, schedules.Cosine, schedules.Step]
+
+
+@pytest.mark.parametrize("cls", METHODS.values(), ids=lambda c: c.name)
+def test_a_hyperparameter_outside_its_range_is_refused_by_name_range_and_value(cls):
+    for field in dataclasses.fields(cls):
+        for bound, bad in bad_values(field.metadata.get("bounds", {})):
+            with pytest.raises(ConfigError) as error:
+                configured(cls, **{field.name: bad})
+            assert all(part in str(error.value) for part in (cls.__name__, field.name, bound, repr(bad)))
+
+
+def bad_values(bounds):
+    symbols = {"ge": ("≥", -1), "gt": (">", 0), "le": ("≤", 1), "lt": ("<", 0)}
+    for name, bound in bounds.items():
+        symbol, step = symbols[name]
+        yield f"{symbol} {bound:g}", bound + step
+    if bounds:
+        yield "number" if isinstance(next(iter(bounds.values())), float) else "", float("nan")
+        yield "", "1"
+        yield "", True
+
+
+@every_method
+def test_bad_models_are_refused(method, memorised):
+    _, split, _ = memorised
+    broken = toy_net()
+    torch.nn.init.constant_(broken[-1].weight, torch.nan)
+    for model, message in [
+        (toy_net(n_classes=4), "at least"),
+        (broken, "finite logits"),
+        (broken.state_dict(), "torch.nn.Module"),
+        (broken[:5], "shape"),
+    ]:
+        with pytest.raises(ModelError, match=message):
+            method(model, split)
+
+
+def test_every_class_is_abstract_or_final_and_described():
+    for cls in METHODS.values():
+        assert cls.__bases__ == (methods.Method,) and getattr(cls, "__final__", False)
+        assert all(part in cls.__doc__ for part in ("Use when:", "Cost:", "Paper:", "Departures:", "Example:"))
+        assert all(f"{field.name}:" in cls.__doc__ for field in dataclasses.fields(cls)), cls
+        assert all(describe(int, field.metadata) for field in dataclasses.fields(cls))

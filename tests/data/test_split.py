@@ -1,0 +1,72 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from expunge.data.images import ImageData
+from expunge.data.split import forget_classes, forget_only, forget_random, forget_samples
+from expunge.errors import DataError, MissingError
+
+TRAIN = ImageData(torch.zeros(20, 1, 2, 2, dtype=torch.uint8), torch.arange(20) % 4, ("cat", "deer", "dog", "frog"))
+
+
+@given(st.sets(st.integers(0, 19), min_size=1, max_size=19))
+def test_a_split_is_a_partition(indices):
+    split = forget_samples(TRAIN, list(indices))
+    forget, retain = set(split.forget.ids.tolist()), set(split.retain.ids.tolist())
+    assert forget == indices and forget | retain == set(range(20)) and not forget & retain
+
+
+@pytest.mark.parametrize(
+    ("indices", "message"),
+    [
+        ([], "at least one"),
+        ([1, 2, 1, 2], r"2 duplicates \(first: 1\)"),
+        ([20], r"\[0, 20\); got 1 outside \(first: 20\)"),
+        ([-1], "first: -1"),
+        ([0.5], "integers"),
+        ([True, False], "integers"),
+        ([[1, 2]], "flat list"),
+        (list(range(20)), "forget_only"),
+    ],
+)
+def test_bad_indices_get_a_clear_error(indices, message):
+    with pytest.raises(DataError, match=message):
+        forget_samples(TRAIN, indices)
+
+
+def test_indices_come_from_lists_arrays_and_tensors():
+    for indices in ([3, 1], np.array([3, 1]), torch.tensor([3, 1], dtype=torch.int32)):
+        assert forget_samples(TRAIN, indices).forget_indices.tolist() == [1, 3]
+
+
+def test_a_random_forget_set_is_repeatable_and_of_the_size_asked_for():
+    assert torch.equal(forget_random(TRAIN, 5, seed=1).forget_indices, forget_random(TRAIN, 5, seed=1).forget_indices)
+    assert not torch.equal(forget_random(TRAIN, 5, seed=1).forget_indices, forget_random(TRAIN, 5, seed=2).forget_indices)
+    assert len(forget_random(TRAIN, 5).forget) == 5
+    for n in (0, 20, -1, 2.5, True):
+        with pytest.raises(DataError, match="n must be an integer"):
+            forget_random(TRAIN, n)
+
+
+def test_classes_are_forgotten_by_name_or_number():
+    split = forget_classes(TRAIN, ["deer", 3])
+    assert split.forget_classes == (1, 3)
+    assert set(split.forget.labels.tolist()) == {1, 3} and set(split.retain.labels.tolist()) == {0, 2}
+
+
+def test_an_unknown_class_is_named_with_the_nearest_one():
+    with pytest.raises(MissingError, match="no class named 'der'; did you mean 'deer'"):
+        forget_classes(TRAIN, ["der"])
+    with pytest.raises(DataError, match="nothing is retained"):
+        forget_classes(TRAIN, [0, 1, 2, 3])
+    with pytest.raises(DataError, match="at least one class"):
+        forget_classes(TRAIN, [])
+
+
+def test_without_retain_data_asking_for_them_is_an_error():
+    split = forget_only(TRAIN.subset([1, 2]))
+    assert len(split.forget) == 2 and split.forget.ids.tolist() == [1, 2]
+    with pytest.raises(DataError, match="no retain samples"):
+        _ = split.retain

@@ -1,0 +1,54 @@
+"""Every example in a docstring runs and prints what it says; every script in examples/ runs, and stays short."""
+
+import doctest
+import importlib
+import importlib.util
+import pathlib
+import pkgutil
+
+import pytest
+import torch
+from torchvision.transforms.functional import to_pil_image
+
+import expunge
+
+MODULES = [m.name for m in pkgutil.walk_packages(expunge.__path__, "expunge.") if not m.name.endswith("__main__")]
+FOLDER = pathlib.Path(__file__).parents[1] / "examples"
+SCRIPTS = sorted(FOLDER.glob("*.py"))
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_docstring_examples_run(name):
+    result = doctest.testmod(importlib.import_module(name), optionflags=doctest.IGNORE_EXCEPTION_DETAIL)
+    assert result.failed == 0
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_examples_are_short_and_all_of_them_run_here():
+    assert {path.stem for path in SCRIPTS} == {"forget_samples", "own_model_and_data", "several_requests"}
+    assert all(len(path.read_text().splitlines()) <= 60 for path in SCRIPTS)
+
+
+def test_forget_samples(tmp_path):
+    audit = load("forget_samples").main(str(tmp_path), n_shadows=4, epochs=2)
+    assert {row.model for row in audit.attacks} == {"original", "unlearned", "retrained", "retrained 2"}
+
+
+def test_own_model_and_data(tmp_path, digits):
+    for i in range(24):
+        image = to_pil_image(digits[0].images[i].repeat(3, 1, 1))
+        (tmp_path / digits[0].classes[int(digits[0].labels[i]) % 2]).mkdir(exist_ok=True)
+        image.save(tmp_path / digits[0].classes[int(digits[0].labels[i]) % 2] / f"{i}.png")
+    train, split = load("own_model_and_data").main(str(tmp_path), epochs=1)
+    assert train.augment == expunge.Augment(4, True) and train.images.dtype == torch.uint8
+    assert float(train.fetch(torch.arange(24)).min()) >= 0 and len(split.forget) == 3
+
+
+def test_several_requests():
+    assert len(load("several_requests").main(n_requests=2, epochs=3)) == 4

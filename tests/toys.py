@@ -1,0 +1,59 @@
+"""Toy problems small enough that every registered method takes the whole exam in seconds."""
+
+import dataclasses
+
+from torch import nn
+
+from expunge.data.images import ImageData, Samples
+from expunge.methods import METHODS, Method
+from expunge.training.recipe import Recipe
+
+
+def toy_net(channels: int = 1, n_classes: int = 10) -> nn.Module:
+    """A convnet with BatchNorm, so that its running statistics are in the exam as well."""
+    return nn.Sequential(
+        nn.Conv2d(channels, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(16, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(128, n_classes),
+    )  # fmt: skip
+
+
+def configured(cls: type[Method], **overrides) -> Method:
+    """The method with settings that are quick on a toy problem; whatever field a method shares with others is set for all of them here."""
+    quick = {"epochs": 2, "batch_size": 16, "build": toy_net, "recipe": Recipe(epochs=3, lr=0.05, batch_size=16)} | overrides
+    names = {field.name for field in dataclasses.fields(cls)}
+    return cls(**{name: value for name, value in quick.items() if name in names})
+
+
+def variants() -> list[Method]:
+    """Every registered method, with retain data and, where it has the choice, without."""
+    methods = []
+    for cls in METHODS.values():
+        methods.append(configured(cls))
+        if isinstance(cls.reads_retain, property):
+            methods.append(configured(cls, use_retain=False))
+    return methods
+
+
+def method_id(method: Method) -> str:
+    return method.name + ("" if method.reads_retain else "-without-retain")
+
+
+class Watched(Samples):
+    """A data set that remembers which samples were read, and can forbid some."""
+
+    def __init__(self, data: ImageData, forbidden: tuple[int, ...] = ()) -> None:
+        self.data, self.read, self.forbidden = data, set(), set(forbidden)
+        self.labels, self.ids, self.classes, self.augment = data.labels, data.ids, data.classes, data.augment
+
+    @property
+    def shape(self):
+        return self.data.shape
+
+    @property
+    def fingerprint(self):
+        return self.data.fingerprint
+
+    def fetch(self, positions):
+        self.read.update(positions.tolist())
+        assert not self.forbidden & set(positions.tolist()), "a sample was read that the method said it would not read"
+        return self.data.fetch(positions)

@@ -1,0 +1,64 @@
+"""What the tests of executors and fleets run in worker processes, which can import this file but not a test."""
+
+import multiprocessing
+import os
+import signal
+import time
+
+import torch
+from torch import nn
+
+from expunge.errors import ModelError
+from expunge.progress import report
+
+
+def linear() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
+
+
+def conv() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 4))
+
+
+def deadly() -> nn.Module:
+    """A model whose construction kills a worker, as a machine without memory does, but not the parent."""
+    if multiprocessing.parent_process() is not None:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
+
+
+def share(shared: torch.Tensor) -> tuple[int, float, bool]:
+    return os.getpid(), shared.sum().item(), shared.is_shared()
+
+
+def threads(shared: torch.Tensor) -> tuple[int, str]:
+    return torch.get_num_threads(), os.environ["OMP_NUM_THREADS"]
+
+
+def fail(shared: torch.Tensor) -> None:
+    raise ModelError("the model failed")
+
+
+class Awkward(Exception):
+    def __init__(self, one: int, two: int) -> None:
+        super().__init__("awkward")
+
+
+def fail_awkwardly(shared: torch.Tensor) -> None:
+    raise Awkward(1, 2)
+
+
+def reporting(shared: torch.Tensor, n: int) -> int:
+    for i in range(n):
+        time.sleep(0.15)
+        report("counting", i + 1, n)
+    return n
+
+
+def die(shared: torch.Tensor, number: int) -> None:
+    os.kill(os.getpid(), number)
+
+
+def nap(shared: torch.Tensor, seconds: float) -> int:
+    time.sleep(seconds)
+    return os.getpid()
