@@ -34,7 +34,7 @@ def main(folder: str, side: int = 32, epochs: int = 3) -> tuple[expunge.Samples,
     expunge.sgd(model, train, epochs=epochs, lr=0.02, batch_size=16)
 
     split = expunge.forget_samples(train, [0, 1, 2])
-    unlearned = expunge.AMUN(epochs=2, batch_size=16)(model, split)
+    unlearned = expunge.AMUN(epochs=2, batch_size=16, attack=expunge.NearestDDN(steps=20))(model, split)
     own = unlearned[1]  # the ResNet alone, as it was passed in: normalised images to logits
     print(type(own).__name__, "without", len(split.forget), "images")
     return train, split

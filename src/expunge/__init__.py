@@ -5,88 +5,76 @@
     unlearned = expunge.AMUN()(model, split)
     print(expunge.audit({"original": model, "unlearned": unlearned, "retrained": retrained}, split, test))
 
-Everything public is named here; `docs/architecture.md` is the map.
+Everything public is named here; docs/architecture.md is the map. A name is imported when it is first used, so that `expunge --help` does not wait for torch.
 """
 
-from . import attacks, audits, errors, methods, metrics
-from .attacks import AdversarialSet, NearestAttack, NearestDDN, NearestFGSM, NearestL2PGD
-from .audit import audit
-from .audits import RMIA, LiRA, LossThreshold, MembershipAudit
-from .audits.result import Audit
-from .data.from_dataset import from_dataset, normalization_of
-from .data.images import Augment, ImageData, Samples, relabel, without_augment
-from .data.load import load_data
-from .data.split import Split, forget_classes, forget_only, forget_random, forget_samples
-from .data.stream import StreamedData
-from .errors import ExpungeError, HealthFlag
-from .methods import AMUN, FineTune, Method, Retrain, unlearn_sequentially
-from .metrics import Estimate
-from .metrics.signals import logit_margin
-from .models import Architecture, architecture, load_model, save_model, with_normalize
-from .progress import Progress, listen
-from .training.fleet import TrainTask, train_fleet
-from .training.inference import logits_of
-from .training.loop import sgd
-from .training.recipe import Recipe, train_model
-from .training.schedules import Constant, Cosine, Step
-from .training.shadow import ShadowModels, train_shadow_models
+import importlib
+from typing import TYPE_CHECKING, Any
 
-__all__ = [
-    "AMUN",
-    "RMIA",
-    "AdversarialSet",
-    "Architecture",
-    "Audit",
-    "Augment",
-    "Constant",
-    "Cosine",
-    "Estimate",
-    "ExpungeError",
-    "FineTune",
-    "HealthFlag",
-    "ImageData",
-    "LiRA",
-    "LossThreshold",
-    "MembershipAudit",
-    "Method",
-    "NearestAttack",
-    "NearestDDN",
-    "NearestFGSM",
-    "NearestL2PGD",
-    "Progress",
-    "Recipe",
-    "Retrain",
-    "Samples",
-    "ShadowModels",
-    "Split",
-    "Step",
-    "StreamedData",
-    "TrainTask",
-    "architecture",
-    "attacks",
-    "audit",
-    "audits",
-    "errors",
-    "forget_classes",
-    "forget_only",
-    "forget_random",
-    "forget_samples",
-    "from_dataset",
-    "listen",
-    "load_data",
-    "load_model",
-    "logit_margin",
-    "logits_of",
-    "methods",
-    "metrics",
-    "normalization_of",
-    "relabel",
-    "save_model",
-    "sgd",
-    "train_fleet",
-    "train_model",
-    "train_shadow_models",
-    "unlearn_sequentially",
-    "with_normalize",
-    "without_augment",
-]
+# Where each public name is defined.
+_HOMES = {
+    ".attacks": ("AdversarialSet", "NearestAttack", "NearestDDN", "NearestFGSM", "NearestL2PGD"),
+    ".auditing": ("audit",),
+    ".audits": ("RMIA", "LiRA", "LossThreshold", "MembershipAudit"),
+    ".audits.result": ("Audit",),
+    ".data.from_dataset": ("from_dataset", "normalization_of"),
+    ".data.images": ("Augment", "ImageData", "Samples", "relabel", "without_augment"),
+    ".data.load": ("load_data",),
+    ".data.split": ("Split", "forget_classes", "forget_only", "forget_random", "forget_samples"),
+    ".data.stream": ("StreamedData",),
+    ".errors": ("ExpungeError", "HealthFlag"),
+    ".methods": ("AMUN", "FineTune", "Method", "Retrain", "unlearn_sequentially"),
+    ".metrics": ("Estimate",),
+    ".metrics.signals": ("logit_margin",),
+    ".models": ("Architecture", "architecture", "load_model", "save_model", "with_normalize"),
+    ".progress": ("Progress", "listen"),
+    ".training.fleet": ("TrainTask", "train_fleet"),
+    ".training.inference": ("logits_of",),
+    ".training.loop": ("sgd",),
+    ".training.recipe": ("Recipe", "train_model"),
+    ".training.schedules": ("Constant", "Cosine", "Step"),
+    ".training.shadow": ("ShadowModels", "train_shadow_models"),
+}
+_SUBPACKAGES = ("attacks", "audits", "errors", "methods", "metrics")
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = sorted([*_HOME, *_SUBPACKAGES])  # noqa: PLE0605
+
+if TYPE_CHECKING:  # the same names, for type checkers and editors
+    from . import attacks, audits, errors, methods, metrics
+    from .attacks import AdversarialSet, NearestAttack, NearestDDN, NearestFGSM, NearestL2PGD
+    from .auditing import audit
+    from .audits import RMIA, LiRA, LossThreshold, MembershipAudit
+    from .audits.result import Audit
+    from .data.from_dataset import from_dataset, normalization_of
+    from .data.images import Augment, ImageData, Samples, relabel, without_augment
+    from .data.load import load_data
+    from .data.split import Split, forget_classes, forget_only, forget_random, forget_samples
+    from .data.stream import StreamedData
+    from .errors import ExpungeError, HealthFlag
+    from .methods import AMUN, FineTune, Method, Retrain, unlearn_sequentially
+    from .metrics import Estimate
+    from .metrics.signals import logit_margin
+    from .models import Architecture, architecture, load_model, save_model, with_normalize
+    from .progress import Progress, listen
+    from .training.fleet import TrainTask, train_fleet
+    from .training.inference import logits_of
+    from .training.loop import sgd
+    from .training.recipe import Recipe, train_model
+    from .training.schedules import Constant, Cosine, Step
+    from .training.shadow import ShadowModels, train_shadow_models
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        value = getattr(importlib.import_module(_HOME[name], __name__), name)
+    elif name in _SUBPACKAGES:
+        value = importlib.import_module(f".{name}", __name__)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value  # found without this function from now on
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

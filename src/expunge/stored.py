@@ -11,7 +11,7 @@ from .data.split import Split
 from .methods.base import Method
 from .models.checkpoint import model_hash
 from .store import Store
-from .training.fleet import POLL, load_trained
+from .training.fleet import load_trained
 from .training.recipe import Build
 
 
@@ -39,12 +39,11 @@ def unlearn_stored(
         "forget": split.forget_indices, "has_retain": split.has_retain, "method": method, "seed": seed,
     }  # fmt: skip
     cell = store.cell("unlearned", spec)
-    while not cell.done:
-        with cell.claim() as mine:
-            if mine:
-                start = time.perf_counter()
-                unlearned = method(model, split, seed=seed, device=device)
-                cell.finish({"seconds": round(time.perf_counter() - start, 3)}, unlearned.state_dict())
-        if not mine and not cell.done:
-            time.sleep(POLL)
+
+    def unlearn() -> None:
+        start = time.perf_counter()
+        unlearned = method(model, split, seed=seed, device=device)
+        cell.finish({"seconds": round(time.perf_counter() - start, 3)}, unlearned.state_dict())
+
+    cell.ensure(unlearn)
     return Unlearned(load_trained(cell, build), cell.result()["seconds"])

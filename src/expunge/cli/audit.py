@@ -80,7 +80,7 @@ def audit(
     options = {"forget_indices": forget_indices, "forget_classes": forget_classes, "forget_random": forget_random}
     check_one(**options)
     check_writable(html, force)
-    from ..audit import audit as run
+    from ..auditing import audit as run
 
     named = name_models(original, unlearned or [], retrained or [])
     metadata = {name: metadata_of(text) for name, text in named.items()}

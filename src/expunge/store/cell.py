@@ -17,8 +17,9 @@ import hashlib
 import json
 import os
 import re
+import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
@@ -33,6 +34,7 @@ from .files import checksum, make_folder, named_failure, sync_folder, write_file
 from .spec import canonical, one_line, plain, text_key
 
 SPEC, RESULT, SUFFIX, DAMAGED = "spec.json", "result.json", ".safetensors", ".damaged"
+POLL = 0.5  # seconds between looks at a cell that another process is working on
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 
 
@@ -169,6 +171,19 @@ class Cell:
             if mine:
                 self._tidy()
             yield mine and not self.done
+
+    def ensure(self, work: Callable[[], None]) -> None:
+        """Returns when the cell is done: calls `work`, which must `finish` it, unless that is done, and waits while another worker is at it.
+
+        Raises:
+            StoreError: the folder cannot be written.
+        """
+        while not self.done:
+            with self.claim() as mine:
+                if mine:
+                    work()
+            if not mine and not self.done:
+                time.sleep(POLL)
 
     def _tidy(self) -> None:
         with named_failure(self.folder):
