@@ -19,11 +19,11 @@ import time
 import torch
 
 import expunge
-from expunge import AMUN, Augment, FineTune, NearestL2PGD, Recipe, Step, TrainTask
+from expunge import AMUN, Augment, FineTune, NearestDDN, NearestL2PGD, Recipe, Step, TrainTask
 from expunge.audits.tables import as_text
 from expunge.data.pool import pool
 from expunge.store import Store
-from expunge.stored import unlearn_stored
+from expunge.stored import Unlearned, unlearn_stored
 from expunge.training.fleet import load_trained
 
 RECIPE = Recipe(epochs=20, lr=0.1, batch_size=128)
@@ -31,27 +31,17 @@ N_TRAIN, N_FORGET, N_RETRAINED, N_SHADOWS, SEEDS = 10_000, 1_000, 3, 16, 3
 RATES = {"AMUN": [0.005, 0.01, 0.02, 0.05], "AMUN without retain data": [0.001, 0.003, 0.01, 0.03], "FineTune": [0.01, 0.02, 0.05, 0.1]}
 
 
-def method_of(name: str, lr: float, attack: NearestL2PGD) -> expunge.Method:
-    """AMUN's paper divides lr by 10 after every 1 or 5 epochs; five keeps more of the ten epochs useful."""
-    return {
-        "AMUN": AMUN(lr=lr, schedule=Step(every=5), attack=attack),
-        "AMUN without retain data": AMUN(lr=lr, schedule=Step(every=5), use_retain=False, attack=attack),
-        "FineTune": FineTune(lr=lr, schedule=Step(every=5)),
-    }[name]
+def method_of(name: str, lr: float, adversarial: expunge.AdversarialSet) -> expunge.Method:
+    """AMUN's authors divide lr by 10 after every 1, 5 or 10 epochs; 5 keeps more of the ten epochs useful."""
+    schedule = Step(every=5)
+    if name == "FineTune":
+        return FineTune(lr=lr, schedule=schedule)
+    return AMUN(lr=lr, schedule=schedule, use_retain="without" not in name, adversarial=adversarial)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--root", default="data")
-    parser.add_argument("--store", default="runs")
-    parser.add_argument("--out", default="docs/results", type=pathlib.Path)
-    parser.add_argument("--stage", choices=["train", "all"], default="all")
-    parser.add_argument(
-        "--reverse", action="store_true", help="go through the learning rates backwards: for a second process on the same store"
-    )
-    options = parser.parse_args()
+    options = parse()
     torch.set_num_threads(1)
-
     full, test = expunge.load_data("cifar10", root=options.root, augment=Augment(flip=True), download=False)
     train = dataclasses.replace(full, images=full.images[:N_TRAIN], labels=full.labels[:N_TRAIN])
     split = expunge.forget_random(train, N_FORGET, seed=0)
@@ -68,29 +58,85 @@ def main() -> None:
         return
     original, *retrained = (load_trained(cell, build) for cell in cells)
 
+    def unlearn(jobs: list[tuple[expunge.Method, expunge.Split, int]]) -> list[Unlearned]:
+        """All jobs, in order or backwards, so that two processes meet in the middle."""
+        order = reversed(range(len(jobs))) if options.reverse else range(len(jobs))
+        made = {
+            k: unlearn_stored(method, original, of, build=build, store=store, seed=seed) for k in order for method, of, seed in [jobs[k]]
+        }
+        return [made[k] for k in range(len(jobs))]
+
     # Learning rates, without a retrained model.
     development, held_out = forget_others(train, split), test.subset(range(5000))
-    chosen = {}
-    for name, rates in RATES.items():
-        losses = {}
-        for lr in reversed(rates) if options.reverse else rates:
-            model = unlearn_stored(method_of(name, lr, NearestL2PGD()), original, development, build=build, store=store).model
-            losses[lr] = tuning_loss(model, original, development, held_out)
-            print(f"{name} lr={lr:g}: {losses[lr]:.4f}", flush=True)
-        chosen[name] = min(losses, key=losses.get)
+    tuning_set, _ = searched("development", NearestL2PGD(), original, development, store)
+    grid = [(name, lr) for name, rates in RATES.items() for lr in rates]
+    tuned = unlearn([(method_of(name, lr, tuning_set), development, 0) for name, lr in grid])
+    losses = {pair: tuning_loss(u.model, original, development, held_out) for pair, u in zip(grid, tuned, strict=True)}
+    chosen = {name: min(rates, key=lambda lr, name=name: losses[name, lr]) for name, rates in RATES.items()}
+    print(losses, chosen, flush=True)
 
-    models, seconds, details = {"original": original}, {}, {}
-    for name, lr in chosen.items():
-        method = method_of(name, lr, NearestL2PGD())
-        runs = [unlearn_stored(method, original, split, build=build, store=store, seed=seed) for seed in range(SEEDS)]
-        models[name], seconds[name], details[name] = [r.model for r in runs], runs[0].seconds, repr(method)
-    seconds["retrained"], seconds["original"] = cells[1].result()["seconds"], cells[0].result()["seconds"]
-    audit_set = test.subset(range(5000, 10_000))
+    # The forget set, with three seeds; AMUN also with the shorter distances of DDN.
+    models, seconds, details, sets = {"original": [original]}, {}, {}, {}
+    for suffix, attack in {"": NearestL2PGD(), ", DDN": NearestDDN(steps=20, bisections=5)}.items():
+        adversarial, spent = searched(attack.name, attack, original, split, store)
+        sets[repr(attack)] = summary(adversarial, spent)
+        for name in RATES if not suffix else list(RATES)[:2]:
+            method = method_of(name, chosen[name], adversarial)
+            runs = unlearn([(method, split, seed) for seed in range(SEEDS)])
+            models[name + suffix] = [r.model for r in runs]
+            seconds[name + suffix] = round(runs[0].seconds + (spent if "AMUN" in name else 0), 1)
+            details[name + suffix] = repr(method)
+    seconds |= {"retrained": cells[1].result()["seconds"], "original": cells[0].result()["seconds"]}
     result = expunge.audit(
-        models | {"retrained": retrained}, split, audit_set, shadows=shadows, seconds=seconds, details=details,
-        title="AMUN on CIFAR-10: 10,000 images, 1,000 to forget",
+        models | {"retrained": retrained}, split, test.subset(range(5000, 10_000)), shadows=shadows, seconds=seconds, details=details,
+        attacks=[expunge.LossThreshold(), expunge.LiRA(), expunge.RMIA()], title="AMUN on CIFAR-10: 10,000 images, 1,000 to forget",
     )  # fmt: skip
-    write(result, options.out, {"chosen learning rates": chosen, "recipe": repr(RECIPE), "machine": platform.platform()})
+    plan = {
+        "recipe": repr(RECIPE),
+        "learning rates": chosen,
+        "tuning losses": {f"{n} {lr:g}": round(v, 5) for (n, lr), v in losses.items()},
+    }
+    write(result, options.out, plan | {"adversarial sets": sets, "platform": platform.platform()})
+
+
+def searched(name: str, attack: expunge.NearestAttack, model, split: expunge.Split, store: Store) -> tuple[expunge.AdversarialSet, float]:
+    """The adversarial set of a forget set and the seconds that it took; read from the store's folder if it is there."""
+    path = store.root / f"adversarial_{name}.safetensors"
+    if not path.exists():
+        start = time.perf_counter()
+        adversarial = attack(model, split.forget)
+        path.with_suffix(".txt").write_text(str(time.perf_counter() - start))
+        adversarial.save(path)  # last: its presence means done
+    adversarial = expunge.AdversarialSet.load(path)
+    adversarial.check(model, split.forget)
+    return adversarial, float(path.with_suffix(".txt").read_text())
+
+
+def summary(adversarial: expunge.AdversarialSet, spent: float) -> dict:
+    """AMUN's invariants, counted, and how far and how dear the examples are."""
+    distances = adversarial.distances[adversarial.found & ~adversarial.already_wrong]
+    shares = [0.1, 0.25, 0.5, 0.75, 0.9]
+    return {
+        "found": int(adversarial.found.sum()),
+        "already wrong": int(adversarial.already_wrong.sum()),
+        "label equals the true one": int((adversarial.labels == adversarial.true_labels)[adversarial.found].sum()),
+        "mean distance": round(float(distances.mean()), 4),
+        "quantiles of the distance": dict(
+            zip(map(str, shares), [round(float(q), 4) for q in distances.quantile(torch.tensor(shares))], strict=True)
+        ),
+        "forward passes per image": round(float(adversarial.forward_passes.float().mean()), 1),
+        "seconds": round(spent, 1),
+    }
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--root", default="data")
+    parser.add_argument("--store", default="runs")
+    parser.add_argument("--out", default="docs/results", type=pathlib.Path)
+    parser.add_argument("--stage", choices=["train", "all"], default="all")
+    parser.add_argument("--reverse", action="store_true", help="take the unlearning runs backwards: for a second process on the same store")
+    return parser.parse_args()
 
 
 def forget_others(train: expunge.Samples, split: expunge.Split) -> expunge.Split:

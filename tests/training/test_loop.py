@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+import expunge
 from expunge.data.images import Augment, ImageData, relabel
 from expunge.data.mixture import Mixture
 from expunge.errors import ConfigError, DataError, MissingError, ModelError
@@ -246,3 +247,38 @@ def test_a_model_that_answers_with_probabilities_or_noise_is_flagged(data, net):
 
     with fork(0), pytest.warns(NondeterministicModel):
         check_model(Noisy(), data)
+
+
+def test_workers_that_read_ahead_change_no_bit(digits):
+    few = digits[0].subset(range(40))
+    models = []
+    for n_workers in (0, 2):
+        torch.manual_seed(0)
+        model = toy_net()
+        sgd(model, expunge.StreamedData(few, n_workers=n_workers), epochs=2, lr=0.1, batch_size=16, seed=3)
+        models.append(model)
+    resident = ImageData(few.images, few.labels, few.classes)
+    torch.manual_seed(0)
+    models.append(toy_net())
+    sgd(models[2], resident, epochs=2, lr=0.1, batch_size=16, seed=3)
+    assert not moved(models[0], state(models[1])) and not moved(models[0], state(models[2]))
+
+
+def test_a_users_own_augmentation_depends_on_seed_epoch_and_sample_alone(digits):
+    def noisy(image):
+        return (image + torch.rand(1) * 0.1).clamp(0, 1)
+
+    class Own(torch.utils.data.Dataset):
+        def __len__(self):
+            return 12
+
+        def __getitem__(self, i):
+            image, label = digits[0][i]
+            return noisy(image), label
+
+    data = expunge.StreamedData(digits[0].subset(range(12)), Own())
+    mixture = Mixture([data], CPU, seed=1)
+    together = next(mixture.epoch([torch.arange(12)], 0)).images
+    alone = torch.cat([b.images for b in mixture.epoch(list(torch.arange(12).split(1)), 0)])
+    assert torch.equal(together, alone) and not torch.equal(together, digits[0].fetch(torch.arange(12)))
+    assert not torch.equal(together, next(mixture.epoch([torch.arange(12)], 1)).images)

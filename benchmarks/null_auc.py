@@ -1,0 +1,50 @@
+"""What the audits say where there is nothing to find: AUC on pure noise, for 8, 16 and 64 shadow models.
+
+    python benchmarks/null_auc.py            # half a minute on one core
+
+A fresh target: one model whose scores are noise, half of 4,000 samples called members, against M shadow models of noise. Leave-one-out: each of the M models in turn is the target, its
+complement dropped. Errors are in standard errors of an AUC of independent scores; leave-one-out pairs are dependent, so that theirs is up to √2 larger.
+"""
+
+import math
+
+import torch
+
+from expunge.audits import lira, lira_leave_one_out, rmia_leave_one_out, rmia_log_ratio
+from expunge.metrics import auc
+from expunge.training.shadow import halves
+
+
+def standard_error(n1: int, n0: int) -> float:
+    return math.sqrt((n1 + n0 + 1) / (12 * n1 * n0))
+
+
+def main(n: int = 4000) -> None:
+    print(
+        "| shadow models | audit | fresh target | in SE | leave-one-out | in SE | leave-one-out with the mate kept |\n|---|---|---|---|---|---|---|"
+    )
+    for m in (8, 16, 64):
+        noise = torch.randn(m, n, generator=torch.Generator().manual_seed(m))
+        target = torch.randn(n, generator=torch.Generator().manual_seed(1000 + m))
+        included, member = halves(n, m, seed=0), halves(n, 2, seed=99)[0]
+        log = torch.nn.functional.logsigmoid
+        rows = {
+            f"LiRA {v}": (lira(target, noise, included, v), lambda keep, v=v: lira_leave_one_out(noise, included, v, drop_mates=not keep))
+            for v in ("per_example", "shrunk", "fixed")
+        }
+        rows["RMIA"] = (
+            rmia_log_ratio(log(target), log(noise), included),
+            lambda keep: rmia_leave_one_out(log(noise), included, drop_mates=not keep),
+        )
+        for name, (fresh, leave_one_out) in rows.items():
+            alone = auc(fresh[member], fresh[~member]).value
+            dropped, kept = (auc(s[included], s[~included]).value for s in (leave_one_out(False), leave_one_out(True)))
+            one, all_ = standard_error(n // 2, n // 2), standard_error(m * n // 2, m * n // 2)
+            print(
+                f"| {m} | {name} | {alone:.4f} | {(alone - 0.5) / one:+.1f} | {dropped:.4f} | {(dropped - 0.5) / all_:+.1f} | {kept:.4f} |"
+            )
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main()
