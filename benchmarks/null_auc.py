@@ -7,8 +7,11 @@ complement dropped. Errors are in standard errors of an AUC of independent score
 """
 
 import math
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
+from torch import Tensor
 
 from expunge.audits import lira, lira_leave_one_out, rmia_leave_one_out, rmia_log_ratio
 from expunge.metrics import auc
@@ -19,29 +22,31 @@ def standard_error(n1: int, n0: int) -> float:
     return math.sqrt((n1 + n0 + 1) / (12 * n1 * n0))
 
 
+def rows(m: int, n: int) -> Iterator[tuple[str, Tensor, Callable[[bool], Tensor]]]:
+    """For each audit its name, the scores of a fresh target, and leave-one-out scores with or without the mate dropped."""
+    noise = torch.randn(m, n, generator=torch.Generator().manual_seed(m))
+    target = torch.randn(n, generator=torch.Generator().manual_seed(1000 + m))
+    included, log = halves(n, m, seed=0), torch.nn.functional.logsigmoid
+    for v in ("per_example", "shrunk", "fixed"):
+        yield f"LiRA {v}", lira(target, noise, included, v), partial(lira_leave_one_out, noise, included, v)
+    yield "RMIA", rmia_log_ratio(log(target), log(noise), included), partial(rmia_leave_one_out, log(noise), included)
+
+
 def main(n: int = 4000) -> None:
     print(
         "| shadow models | audit | fresh target | in SE | leave-one-out | in SE | leave-one-out with the mate kept |\n|---|---|---|---|---|---|---|"
     )
+    member = halves(n, 2, seed=99)[0]
     for m in (8, 16, 64):
-        noise = torch.randn(m, n, generator=torch.Generator().manual_seed(m))
-        target = torch.randn(n, generator=torch.Generator().manual_seed(1000 + m))
-        included, member = halves(n, m, seed=0), halves(n, 2, seed=99)[0]
-        log = torch.nn.functional.logsigmoid
-        rows = {
-            f"LiRA {v}": (lira(target, noise, included, v), lambda keep, v=v: lira_leave_one_out(noise, included, v, drop_mates=not keep))
-            for v in ("per_example", "shrunk", "fixed")
-        }
-        rows["RMIA"] = (
-            rmia_log_ratio(log(target), log(noise), included),
-            lambda keep: rmia_leave_one_out(log(noise), included, drop_mates=not keep),
-        )
-        for name, (fresh, leave_one_out) in rows.items():
+        included = halves(n, m, seed=0)
+        for name, fresh, leave_one_out in rows(m, n):
             alone = auc(fresh[member], fresh[~member]).value
-            dropped, kept = (auc(s[included], s[~included]).value for s in (leave_one_out(False), leave_one_out(True)))
-            one, all_ = standard_error(n // 2, n // 2), standard_error(m * n // 2, m * n // 2)
+            dropped, kept = (
+                auc(s[included], s[~included]).value for s in (leave_one_out(drop_mates=True), leave_one_out(drop_mates=False))
+            )
+            one, every = standard_error(n // 2, n // 2), standard_error(m * n // 2, m * n // 2)
             print(
-                f"| {m} | {name} | {alone:.4f} | {(alone - 0.5) / one:+.1f} | {dropped:.4f} | {(dropped - 0.5) / all_:+.1f} | {kept:.4f} |"
+                f"| {m} | {name} | {alone:.4f} | {(alone - 0.5) / one:+.1f} | {dropped:.4f} | {(dropped - 0.5) / every:+.1f} | {kept:.4f} |"
             )
 
 

@@ -150,3 +150,68 @@ def test_the_audit_leaves_models_and_the_world_alone(memorised):
     assert model.training and torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(a, b) for a, b in zip(before, model.state_dict().values(), strict=True))
     model.eval()
+
+
+def test_shadow_models_of_subsets_find_their_columns(memorised, tmp_path):
+    # Ids count through the set that both halves were cut from. All labels are equal here, as when a class is forgotten, so that labels cannot tell.
+    model, split, _ = memorised
+    whole = ImageData(split.train.images[:60], torch.zeros(60, dtype=torch.int64), split.train.classes)
+    train, test = whole.subset(range(25, 60)), whole.subset(range(20))
+    shadows = train_shadow_models(toy_net, train, test, n=4, recipe=Recipe(epochs=1), store=tmp_path, workers=1, device="cpu")
+    forget = expunge.forget_samples(train, [2, 9])
+    assert shadows.columns(forget.forget, test.subset([3, 5])).tolist() == [2, 9, 38, 40]
+    assert shadows.columns(whole.subset([0, 25]), test.subset([0])).tolist() == [-1, 0, 35]
+    result = expunge.audit({"m": model}, forget, test, attacks=[RMIA()], shadows=shadows)
+    assert result.sizes["test"] == 20
+    with pytest.raises(DataError, match="halves of the audited"):
+        expunge.audit({"m": model}, expunge.forget_samples(whole.subset(range(20, 60)), [0]), test, attacks=[RMIA()], shadows=shadows)
+
+
+def test_one_attack_with_two_settings_gives_two_answers(memorised, shadows):
+    model, split, test = memorised
+    attacks = [LossThreshold(), LiRA(), LiRA(variance="per_example")]
+    result = expunge.audit({"original": model}, split, test, attacks=attacks, shadows=shadows)
+    assert [row.attack for row in result.attacks] == ["LossThreshold", repr(LiRA()), repr(LiRA(variance="per_example"))]
+    only = expunge.audit({"original": model}, split, test, attacks=[LiRA()], shadows=shadows)
+    assert torch.equal(result[repr(LiRA()), "original"].members, only["LiRA", "original"].members)
+    assert not torch.equal(result.attacks[1].members, result.attacks[2].members)
+    with pytest.raises(ConfigError, match="must differ"):
+        expunge.audit({"m": model}, split, test, attacks=[LossThreshold(), LossThreshold()])
+
+
+def test_only_retrained_models_make_the_null_floor(models, memorised):
+    _, split, test = memorised
+    first, second = models["retrained"]
+    numbered = expunge.audit({"1": models["original"], "2": models["unlearned"], "retrained": first}, split, test)
+    assert numbered.floor is None
+    own_name = expunge.audit({"1": models["original"], "yard": [first, second]}, split, test, reference="yard")
+    assert own_name.floor == own_name.model("yard 2").gaps.average
+    with pytest.raises(MissingError, match="no model named 'retrain'"):
+        expunge.audit({"1": first}, split, test, reference="retrain")
+
+
+def test_without_retain_data_the_average_is_of_two_accuracies(models, memorised):
+    model, split, test = memorised
+    gone = expunge.forget_only(split.train.subset(split.forget_indices))
+    result = expunge.audit({"original": model, "retrained": models["retrained"][0]}, gone, test)
+    assert "two accuracies" in str(result) and result.model("original").gaps.retain_accuracy is None
+
+
+def test_a_model_that_answers_everything_alike_is_audited(memorised, tmp_path):
+    _, split, test = memorised
+    constant = toy_net()
+    torch.nn.init.zeros_(constant[-1].weight), torch.nn.init.zeros_(constant[-1].bias)
+    result = expunge.audit({"constant": constant}, split, test)
+    assert result["LossThreshold", "constant"].auc == 0.5
+    result.to_json(tmp_path / "audit.json")
+
+
+def test_training_images_cannot_pass_for_test_images(memorised):
+    # Every model, the original too, would look as if it had never seen the forget set.
+    model, split, _ = memorised
+    twin = ImageData(split.train.images.clone(), split.train.labels, split.train.classes)
+    for seen in (split.train, split.train.subset(range(64)), split.retain, twin):
+        with pytest.raises(DataError, match="no model was trained on"):
+            expunge.audit({"m": model}, split, seen)
+    part = expunge.forget_samples(split.train.subset(range(64)), [0])
+    expunge.audit({"m": model}, part, split.train.subset(range(64, 128)))

@@ -17,7 +17,8 @@ from .audits.lira import LiRA
 from .audits.loss_threshold import LossThreshold
 from .audits.result import AttackRow, Audit, Flag, ModelRow
 from .audits.rmia import RMIA
-from .data.images import Samples
+from .checks import choose
+from .data.images import Samples, Subset
 from .data.split import Split
 from .errors import ConfigError, DataError, HealthFlag
 from .metrics.accuracy import accuracy_of, correct
@@ -54,15 +55,17 @@ def audit(
         split: what was forgotten, over the original's training set.
         test: images that no model was trained on, of the same kind: the non-members.
         attacks: membership attacks; default: loss threshold, and LiRA and RMIA if there are shadow models. The last one enters the average gap.
+            Several of one class, with other settings, are told apart by their repr instead of the class name.
         shadows: models trained on random halves of `split.train` and `test`, from `train_shadow_models`.
-        reference: the name of the retrained model that gaps are to. Without it there are no gaps.
+        reference: the name of the retrained model that gaps are to. Without a model named "retrained" there are no gaps.
         fpr: false-positive rate at which true positives are counted, in (0, 1).
         details, seconds, title: what the report should say about each model (its method, its cost), and its heading.
         device: where models are scored; they stay where they are.
 
     Raises:
-        ConfigError: no model, or an attack that needs shadow models without any.
-        DataError: shadow models of other data, or too few.
+        ConfigError: no model, the same attack twice, or an attack that needs shadow models without any.
+        MissingError: `reference` names none of the models.
+        DataError: shadow models of other data, or too few; test images that are training images.
         ModelError: a model's outputs do not fit the labels.
 
     Cost: one forward pass of each model over `split.train` and `test`; the attacks are a sort.
@@ -77,25 +80,25 @@ def audit(
         >>> 0 <= result["LossThreshold", "original"].auc_low <= result["LossThreshold", "original"].auc <= 1
         True
     """
-    attacks = _attacks(attacks, shadows)
+    named_attacks = _attacks(attacks, shadows)
     named = _flat(models)
     reference_name = reference if reference in named else None
+    if reference_name is None and reference != "retrained":
+        choose("model", reference, named, "reference= is the name of the retrained model.")
     pool = _Pool(split, test, shadows)
     flags: list[Flag] = []
     answers = {}
     for done, (name, model) in enumerate(named.items()):
         progress.report("scoring models", done, len(named), name)
-        answers[name] = _score(name, model, pool, attacks, device, flags)
+        answers[name] = _score(name, model, pool, named_attacks, device, flags)
     progress.report("scoring models", len(named), len(named))
     base = answers.get(reference_name)
-    rows = [_attack_row(attack, name, a, base, fpr) for attack in attacks for name, a in answers.items()]
+    rows = [_attack_row(attack, name, a, base, fpr) for attack in named_attacks for name, a in answers.items()]
     model_rows = [_model_row(name, a, base, (seconds or {}).get(name), (details or {}).get(name)) for name, a in answers.items()]
-    twins = [
-        row.gaps.average for row in model_rows if reference_name and row.gaps and row.name.removeprefix(reference_name + " ").isdigit()
-    ]
+    twins = [row.gaps.average for row in model_rows if row.gaps and _is_twin(row.name, reference_name)]
     floor = max(twins, key=lambda gap: gap.value) if twins else None
     result = Audit(model_rows, rows, reference_name, floor, flags, pool.sizes, provenance() | pool.identity(), title)
-    flags += health_flags(result, shadows, [type(a).__name__ for a in attacks if a.needs_shadows])
+    flags += health_flags(result, shadows, [kind for kind, a in named_attacks.items() if a.needs_shadows])
     return result
 
 
@@ -125,26 +128,42 @@ class _Pool:
                 f"test images must be of the training set's kind: shape {split.train.shape} and its {len(split.train.classes)} classes; "
                 f"got {test.shape} and {len(test.classes)} classes. Load both with one load_data call."
             )
+        _check_unseen(split.train, test)
         self.groups = {"forget": split.forget} | ({"retain": split.retain} if split.has_retain else {}) | {"test": test}
         self.labels = torch.cat([split.forget.labels, test.labels])
         self.shadow_logits = self.included = None
         if shadows is not None:
-            columns = torch.cat([split.forget.ids, shadows.n_train + test.ids])
+            columns = shadows.columns(split.forget, test)
             _check_columns(shadows, columns, self.labels)
             self.shadow_logits, self.included = shadows.logits[:, columns], shadows.included[:, columns]
         self.sizes = {name: len(group) for name, group in self.groups.items()} | {"shadow_models": len(shadows.logits) if shadows else 0}
         self.identity = lambda: {"training set": split.train.fingerprint[:16], "test set": test.fingerprint[:16]}
 
 
+def _check_unseen(train: Samples, test: Samples) -> None:
+    """Members that pass for non-members would make every model look unlearned. Finds those that come from one and the same set."""
+    seen = int(torch.isin(test.ids, train.ids).sum()) if _root(train) is _root(test) else 0
+    if seen or test.fingerprint == train.fingerprint:
+        raise DataError(
+            f"test images must be ones that no model was trained on; got {seen or len(test)} of the training set among {len(test)}. "
+            "Pass the other part of the load_data call, or a subset that the training set does not share."
+        )
+
+
+def _root(samples: Samples) -> Samples:
+    return _root(samples.parent) if isinstance(samples, Subset) else samples
+
+
 def _check_columns(shadows: ShadowModels, columns: Tensor, labels: Tensor) -> None:
-    if int(columns.max()) >= len(shadows.labels) or not torch.equal(shadows.labels[columns], labels):
+    if (columns < 0).any() or not torch.equal(shadows.labels[columns], labels):
         raise DataError(
             f"shadow models must be trained on halves of the audited training and test set; got models of {shadows.n_train} training and "
             f"{len(shadows.labels) - shadows.n_train} test samples with other labels. Train them with train_shadow_models(build, split.train, test, …)."
         )
 
 
-def _attacks(attacks: Sequence[MembershipAudit] | None, shadows: ShadowModels | None) -> list[MembershipAudit]:
+def _attacks(attacks: Sequence[MembershipAudit] | None, shadows: ShadowModels | None) -> dict[str, MembershipAudit]:
+    """The attacks by the name of their class, or by their repr where that is ambiguous."""
     if attacks is None:
         attacks = [LossThreshold(), LiRA(), RMIA()] if shadows else [LossThreshold()]
     wanting = [type(a).__name__ for a in attacks if a.needs_shadows and shadows is None]
@@ -153,7 +172,11 @@ def _attacks(attacks: Sequence[MembershipAudit] | None, shadows: ShadowModels | 
             f"{' and '.join(wanting)} need shadow models; got none. Pass shadows=train_shadow_models(…), or attacks=[LossThreshold()]."
             if wanting else "an audit needs at least one attack; got none. Leave `attacks` out for the default."
         )  # fmt: skip
-    return list(attacks)
+    kinds = [type(a).__name__ for a in attacks]
+    named = {repr(a) if kinds.count(kind) > 1 else kind: a for kind, a in zip(kinds, attacks, strict=True)}
+    if len(named) < len(kinds):
+        raise ConfigError(f"attacks must differ in class or settings; got {attacks!r}. Leave out the repeated ones.")
+    return named
 
 
 def _flat(models: Models) -> dict[str, nn.Module]:
@@ -167,7 +190,7 @@ def _flat(models: Models) -> dict[str, nn.Module]:
 
 
 def _score(
-    name: str, model: nn.Module, pool: _Pool, attacks: list[MembershipAudit], device: str | torch.device, flags: list[Flag]
+    name: str, model: nn.Module, pool: _Pool, attacks: dict[str, MembershipAudit], device: str | torch.device, flags: list[Flag]
 ) -> _Answers:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", HealthFlag)
@@ -181,7 +204,7 @@ def _score(
         model.to(home)
     labels = {group: samples.labels for group, samples in pool.groups.items()}
     audited = torch.cat([logits["forget"], logits["test"]])
-    scores = {type(a).__name__: a(audited, pool.labels, pool.shadow_logits, pool.included) for a in attacks}
+    scores = {kind: a(audited, pool.labels, pool.shadow_logits, pool.included) for kind, a in attacks.items()}
     n = len(labels["forget"])
     return _Answers(
         {g: correct(logits[g], labels[g]) for g in logits},
@@ -191,8 +214,12 @@ def _score(
     )
 
 
-def _attack_row(attack: MembershipAudit, name: str, answers: _Answers, base: _Answers | None, fpr: float) -> AttackRow:
-    kind = type(attack).__name__
+def _is_twin(name: str, reference: str | None) -> bool:
+    """Whether this is another retrained model: "retrained 2" where the reference is "retrained"."""
+    return reference is not None and name.startswith(f"{reference} ") and name.removeprefix(f"{reference} ").isdigit()
+
+
+def _attack_row(kind: str, name: str, answers: _Answers, base: _Answers | None, fpr: float) -> AttackRow:
     members, nonmembers = answers.members[kind], answers.nonmembers[kind]
     gap = None if base in (None, answers) else auc_difference(members, nonmembers, base.members[kind], base.nonmembers[kind])
     return AttackRow(kind, name, auc(members, nonmembers), tpr_at_fpr(members, nonmembers, fpr), fpr, gap, members, nonmembers)
@@ -246,12 +273,7 @@ def health_flags(result: Audit, shadows: ShadowModels | None, strong: list[str],
                 )
             )
     for row in result.models:
-        if (
-            result.reference
-            and row.gaps
-            and row.name.removeprefix(result.reference + " ").isdigit()
-            and not row.gaps.auc.low <= 0 <= row.gaps.auc.high
-        ):
+        if row.gaps and _is_twin(row.name, result.reference) and not row.gaps.auc.low <= 0 <= row.gaps.auc.high:
             flags.append(
                 Flag(
                     "RetrainDiffersAcrossSeeds",

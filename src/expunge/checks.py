@@ -112,7 +112,12 @@ def choose(kind: str, name: str, known: Iterable[str], remedy: str) -> str:
 
 def check_indices(indices: Any, n: int, what: str = "forget indices") -> Tensor:
     """Returns indices as a sorted int64 tensor; raises DataError unless they are unique integers in [0, n) and at least one."""
-    indices = torch.as_tensor(indices) if not isinstance(indices, Tensor) else indices
+    try:
+        indices = torch.as_tensor(indices)
+    except (TypeError, ValueError, RuntimeError) as error:  # names, None, a set, lists of different lengths, numbers beyond 64 bits
+        raise DataError(
+            f"{what} must be a flat list of integers; got {str(indices)[:60]} ({str(error).splitlines()[0]}). Pass list(indices), positions as int."
+        ) from None
     if indices.numel() == 0:
         raise DataError(f"{what} must name at least one sample; got none. Pass the positions of the samples in the training set.")
     if indices.dtype == torch.bool or indices.is_floating_point() or indices.is_complex() or indices.ndim != 1:

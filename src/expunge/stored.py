@@ -29,7 +29,7 @@ def unlearn_stored(
 ) -> Unlearned:
     """`method(model, split, seed=seed)`, taken from the store if it is there, and kept there otherwise.
 
-    A result belongs to the original's weights, the training set, the forget set, the method with all its fields and its revision, and the seed.
+    The model is on the CPU, in eval mode. A result belongs to the original's weights, the training set, the forget set, the method with all its fields and its revision, and the seed.
 
     Raises:
         StoreError: the store cannot be written, or `build` or the method cannot be written as JSON.

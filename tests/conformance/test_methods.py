@@ -187,6 +187,26 @@ def test_bad_models_are_refused(method, memorised):
             method(model, split)
 
 
+@pytest.mark.parametrize("method", [m for m in variants() if m.reads_retain], ids=method_id)
+def test_a_model_with_too_few_outputs_for_the_retain_set_is_refused(method, memorised):
+    # On a GPU the loss would end in an assertion of the device, after which the process is of no use.
+    _, split, _ = memorised
+    zeros = forget_samples(split.train, (split.train.labels == 0).nonzero().flatten())
+    with pytest.raises(ModelError, match="at least 10 outputs; got 2"):
+        method(toy_net(n_classes=2), zeros)
+
+
+@every_method
+@pytest.mark.parametrize("without_gradients", [torch.no_grad, torch.inference_mode])
+def test_a_method_does_its_work_where_gradients_are_off(method, memorised, without_gradients):
+    model, split, _ = memorised
+    expected = weights(method(model, split))
+    with without_gradients():
+        unlearned = method(model, split)
+        assert not torch.is_grad_enabled()
+    assert same(weights(unlearned), expected) and not any(p.is_inference() for p in unlearned.parameters())
+
+
 def test_every_class_is_abstract_or_final_and_described():
     for cls in METHODS.values():
         assert cls.__bases__ == (methods.Method,) and getattr(cls, "__final__", False)

@@ -3,7 +3,7 @@ import torch
 
 from expunge.data.augment import augmented
 from expunge.data.images import Augment, ImageData, relabel
-from expunge.errors import DataError
+from expunge.errors import ConfigError, DataError
 
 PIXELS = torch.arange(4 * 3 * 5 * 6, dtype=torch.uint8).reshape(4, 3, 5, 6)
 LABELS = torch.tensor([0, 1, 2, 1])
@@ -98,3 +98,16 @@ def test_augmentation_shifts_and_mirrors_each_image_by_its_own_counter():
 
 def test_no_augmentation_leaves_the_pixels_alone():
     assert augmented(PIXELS, LABELS, Augment(), 0, 0) is PIXELS
+
+
+@pytest.mark.parametrize(("images", "labels"), [("meta", "cpu"), ("cpu", "meta")])
+def test_data_on_a_device_are_refused(images, labels):
+    # "meta" stands for a GPU: fingerprints and indexing expect the CPU, and failed there without a word about why.
+    with pytest.raises(DataError, match="on the CPU"):
+        ImageData(torch.zeros(2, 1, 4, 4, device=images), torch.zeros(2, dtype=torch.int64, device=labels), ("a",))
+
+
+@pytest.mark.parametrize("bad", [{"pad": -1}, {"pad": 1.5}, {"flip": "no"}])
+def test_an_augmentation_that_cannot_be_is_refused(bad):
+    with pytest.raises(ConfigError, match="Augment"):
+        Augment(**bad)

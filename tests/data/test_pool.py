@@ -7,6 +7,7 @@ import torch
 
 from expunge.data.images import Augment, ImageData, relabel
 from expunge.data.pool import Pooled, pool
+from expunge.data.stream import StreamedData
 from expunge.errors import DataError
 
 TRAIN = ImageData(torch.arange(3 * 64, dtype=torch.uint8).view(3, 1, 8, 8), torch.tensor([0, 1, 1]), ("a", "b"), Augment(pad=2))
@@ -50,3 +51,13 @@ def test_fingerprint_tells_which_part_is_which():
 def test_sets_that_do_not_fit_are_refused(test, message):
     with pytest.raises(DataError, match=message):
         pool(TRAIN, test)
+
+
+def test_a_subset_of_streamed_data_keeps_its_own_augmentation_and_its_readers():
+    # Shadow models are trained on a pool; a subset that forgot its training view trained them on clean images.
+    brighter = [(torch.full((1, 8, 8), 0.5), 0) for _ in range(3)]
+    streamed = StreamedData(TRAIN, brighter, n_workers=2)
+    both = pool(streamed.subset([1, 2]), TEST)
+    assert both.n_workers == 2
+    images = both.fetch_training(torch.tensor([0, 2]), seed=0)
+    assert torch.equal(images[0], brighter[0][0]) and torch.equal(images[1], TEST.fetch(torch.tensor([0]))[0])

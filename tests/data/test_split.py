@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from expunge.data.images import ImageData
-from expunge.data.split import forget_classes, forget_only, forget_random, forget_samples
-from expunge.errors import DataError, MissingError
+from expunge.data.split import Split, forget_classes, forget_only, forget_random, forget_samples
+from expunge.errors import ConfigError, DataError, MissingError
 
 TRAIN = ImageData(torch.zeros(20, 1, 2, 2, dtype=torch.uint8), torch.arange(20) % 4, ("cat", "deer", "dog", "frog"))
 
@@ -28,12 +28,19 @@ def test_a_split_is_a_partition(indices):
         ([0.5], "integers"),
         ([True, False], "integers"),
         ([[1, 2]], "flat list"),
+        (["1", "2"], "flat list of integers; got \\['1', '2'\\]"),
+        ({1, 2}, "flat list"),
+        (None, "flat list"),
+        ([[1], [2, 3]], "flat list"),
+        ([2**70], "flat list"),
         (list(range(20)), "forget_only"),
     ],
 )
 def test_bad_indices_get_a_clear_error(indices, message):
     with pytest.raises(DataError, match=message):
         forget_samples(TRAIN, indices)
+    with pytest.raises(DataError, match=message):
+        Split(TRAIN, indices)
 
 
 def test_indices_come_from_lists_arrays_and_tensors():
@@ -48,12 +55,16 @@ def test_a_random_forget_set_is_repeatable_and_of_the_size_asked_for():
     for n in (0, 20, -1, 2.5, True):
         with pytest.raises(DataError, match="n must be an integer"):
             forget_random(TRAIN, n)
+    for seed in (1.5, -1):
+        with pytest.raises(ConfigError, match="seed must be an integer"):
+            forget_random(TRAIN, 5, seed=seed)
 
 
 def test_classes_are_forgotten_by_name_or_number():
     split = forget_classes(TRAIN, ["deer", 3])
     assert split.forget_classes == (1, 3)
     assert set(split.forget.labels.tolist()) == {1, 3} and set(split.retain.labels.tolist()) == {0, 2}
+    assert forget_classes(TRAIN, np.array([1, 3])).forget_classes == (1, 3)
 
 
 def test_an_unknown_class_is_named_with_the_nearest_one():
@@ -63,6 +74,8 @@ def test_an_unknown_class_is_named_with_the_nearest_one():
         forget_classes(TRAIN, [0, 1, 2, 3])
     with pytest.raises(DataError, match="at least one class"):
         forget_classes(TRAIN, [])
+    with pytest.raises(DataError, match="no sample of 'frog'"):
+        forget_classes(TRAIN.subset([0, 1, 2, 4]), ["deer", "frog"])
 
 
 def test_without_retain_data_asking_for_them_is_an_error():

@@ -6,7 +6,7 @@ import torch
 
 from expunge.attacks import NearestL2PGD
 from expunge.data.images import Augment, ImageData
-from expunge.data.split import forget_samples
+from expunge.data.split import forget_only, forget_samples
 from expunge.errors import ConfigError, DataError
 from expunge.methods import AMUN, amun
 from expunge.methods.sequential import unlearn_sequentially
@@ -155,6 +155,15 @@ def test_a_sample_cannot_be_forgotten_twice(memorised):
         unlearn_sequentially(AMUN(**QUICK), model, split.train, [[3], [3, 4]])
 
 
+def test_forget_samples_without_an_adversarial_example_are_not_trained_on(memorised, trained_on):
+    model, split, _ = memorised
+    found = ATTACK(model, split.forget)
+    found = dataclasses.replace(found, found=found.found & (torch.arange(16) > 2))
+    AMUN(**QUICK, adversarial=found)(model, split)
+    *_, forget, adversarial = trained_on[0][0]
+    assert torch.equal(forget.ids, split.forget.ids[3:]) and torch.equal(adversarial.ids, forget.ids)
+
+
 def test_misclassified_samples_enter_with_the_wrong_answer_that_they_have(memorised, trained_on):
     model, split, _ = memorised
     labels = split.train.labels.clone()
@@ -163,3 +172,24 @@ def test_misclassified_samples_enter_with_the_wrong_answer_that_they_have(memori
     adversarial = trained_on[0][0][-1]
     assert adversarial.already_wrong.tolist() == [True, False] and adversarial.distances[0] == 0
     assert torch.equal(adversarial.images[0], split.train[0][0])
+
+
+def test_a_set_of_other_samples_under_the_same_ids_is_refused(memorised):
+    # Forget images that were saved apart count from 0 again; rows 0, 1, … of the set are of other samples.
+    model, split, _ = memorised
+    whole = ATTACK(model, split.train)
+    apart = ImageData(split.train.images[split.forget_indices], split.forget.labels, split.train.classes)
+    for transferred in (False, True):
+        with pytest.raises(DataError, match="made from another image or label"):
+            AMUN(**QUICK, use_retain=False, adversarial=whole, transferred=transferred)(model, forget_only(apart))
+    relabelled = ImageData(split.train.images, (split.train.labels + 1) % 10, split.train.classes)
+    with pytest.raises(DataError, match="got 16 of 16 made from another image or label"):
+        whole.for_samples(relabelled.subset(split.forget_indices))
+
+
+def test_a_bad_request_is_refused_before_any_work(memorised, trained_on):
+    model, split, _ = memorised
+    for bad in ([[3], [3, 4]], [[3], []], [[3], [i for i in range(128) if i != 3]]):
+        with pytest.raises(DataError):
+            unlearn_sequentially(AMUN(**QUICK), model, split.train, bad)
+    assert not trained_on

@@ -60,3 +60,9 @@ def test_fine_tuning_with_hardly_a_step_is_the_identity(memorised):
     model, split, _ = memorised
     still = FineTune(epochs=1, lr=1e-12, weight_decay=0.0)(model, split)
     assert all(torch.allclose(a, b, atol=1e-8) for a, b in zip(model.parameters(), still.parameters(), strict=True))
+
+
+def test_retraining_does_not_start_from_the_original(memorised):
+    model, split, _ = memorised
+    with pytest.raises(ModelError, match="build.. must make a new model"):
+        Retrain(build=lambda: model, recipe=RECIPE)(model, split)

@@ -282,3 +282,60 @@ def test_a_users_own_augmentation_depends_on_seed_epoch_and_sample_alone(digits)
     alone = torch.cat([b.images for b in mixture.epoch(list(torch.arange(12).split(1)), 0)])
     assert torch.equal(together, alone) and not torch.equal(together, digits[0].fetch(torch.arange(12)))
     assert not torch.equal(together, next(mixture.epoch([torch.arange(12)], 1)).images)
+
+
+def test_a_daemon_reads_data_itself(digits, monkeypatch):
+    # Workers of a fleet are daemons, which may not have children: readers of their own made every training fail.
+    from types import SimpleNamespace
+
+    from expunge.data import mixture
+
+    monkeypatch.setattr(mixture, "current_process", lambda: SimpleNamespace(daemon=True))
+    monkeypatch.setattr(mixture, "DataLoader", lambda *a, num_workers, **k: iter([num_workers]))
+    monkeypatch.setattr(Mixture, "_augmented", lambda self, parts, epoch: parts)
+    data = expunge.StreamedData(digits[0].subset(range(4)), n_workers=2)
+    assert list(Mixture([data], CPU).epoch([torch.arange(4)], 0)) == [0]
+
+
+def test_a_model_for_other_images_is_an_error_with_the_remedy(data):
+    with pytest.raises(ModelError, match=r"images of shape \(1, 8, 8\).*trained on"):
+        check_model(toy_net(channels=3, n_classes=3), data)
+    with pytest.raises(ModelError, match="weights in float32"):
+        check_model(toy_net(n_classes=3).half(), data)
+
+
+def test_scores_are_in_float32_inside_autocast_and_without_tf32(data, net):
+    seen = []
+    net.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.conv.fp32_precision))
+    before, expected = torch.backends.cudnn.conv.fp32_precision, logits_of(net, data)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(logits_of(net, data), expected)
+    assert set(seen) == {"ieee"} and torch.backends.cudnn.conv.fp32_precision == before
+
+
+def test_equal_gradients_enter_the_mask_by_position():
+    dead = nn.Sequential(nn.Flatten(), nn.Linear(64, 500), nn.ReLU(), nn.Linear(500, 3))
+    nn.init.constant_(dead[1].bias, -100)  # no unit is ever active, so that only the last bias has a gradient
+    data = ImageData(torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.tensor([0, 1, 2, 0]), tuple("abc"))
+    mask = saliency_mask(dead, data, 0.5)
+    chosen = torch.cat([m.flatten() for m in mask.values()])
+    n = int(chosen.sum())
+    assert n == round(0.5 * len(chosen)) and chosen[-3:].all() and chosen[: n - 3].all()
+
+
+def test_nesterov_without_momentum_is_refused():
+    with pytest.raises(ConfigError, match="nesterov=True needs momentum"):
+        Recipe(nesterov=True, momentum=0.0)
+
+
+def test_divergence_in_the_very_last_step_is_an_error(data, net):
+    with pytest.raises(ModelError, match="after the last step"):
+        sgd(net, data, epochs=1, lr=1e38, batch_size=33, precision="float32", weight_decay=1e3)
+
+
+def test_a_build_that_returns_one_model_twice_is_refused_and_leaves_it_alone(data, net):
+    before = state(net)
+    for build in (lambda: net, lambda: nn.Sequential(net)):
+        with pytest.raises(ModelError, match="same weights twice"):
+            train_model(build, data, Recipe(epochs=1), device="cpu")
+    assert not moved(net, before)

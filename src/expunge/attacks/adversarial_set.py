@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -118,6 +118,29 @@ class AdversarialSet(Samples):
             )
         return self._rows(rows)
 
+    def for_samples(self, samples: Samples) -> "AdversarialSet":
+        """The examples of these samples, in their order, after comparing them with the samples themselves.
+
+        Ids alone do not tell: images saved apart from their training set count from 0 again.
+
+        Raises:
+            DataError: as `for_ids`; or an example that was made from another image or label than the sample with its id.
+        """
+        found = self.for_ids(samples.ids)
+        if found.shape != samples.shape:
+            raise DataError(
+                f"adversarial examples must have the shape of the samples, {samples.shape}; got {found.shape}. Make them again."
+            )
+        far = [(x - samples.fetch(at)).flatten(1).norm(dim=1) for at, x in _numbered(found.images)]
+        # Distances may have been computed on another device; the wrong image is a thousand times further away than their rounding.
+        foreign = ~torch.isclose(torch.cat(far), found.distances, rtol=1e-3, atol=1e-3) | (found.true_labels != samples.labels)
+        if foreign.any():
+            raise DataError(
+                f"adversarial examples must be of the samples that they are used for; got {int(foreign.sum())} of {len(found)} made from another "
+                f"image or label (first: id {int(found.ids[foreign][0])}). Take the samples from the training set that was attacked, or attack them."
+            )
+        return found
+
     def succeeded(self) -> "AdversarialSet":
         """The examples that were found.
 
@@ -202,6 +225,11 @@ class AdversarialSet(Samples):
 
     def _rows(self, rows: Tensor) -> "AdversarialSet":
         return replace(self, **{name: getattr(self, name)[rows] for name in TENSORS})
+
+
+def _numbered(images: Images, size: int = 256) -> Iterator[tuple[Tensor, Images]]:
+    for positions in torch.arange(len(images)).split(size):
+        yield positions, images[positions]
 
 
 def _replace(path: Path, tensors: dict[str, Tensor], header: dict[str, str]) -> None:

@@ -20,7 +20,7 @@ from ..errors import AdversarialSearchFailed, DataError, InputsOutsideUnitRange,
 from ..models.checkpoint import model_hash
 from ..progress import report
 from ..rng import fork
-from ..training.device import device_of, fast_layout
+from ..training.device import device_of, exact_float32, fast_layout
 from ..training.inference import check_model, eval_mode
 from .active_set import ActiveSet, column, finite, length, look
 from .adversarial_set import AdversarialSet
@@ -112,9 +112,9 @@ class _Search:
     def run(self) -> "_Search":
         todo = torch.arange(len(self.data))
         for exact in (False, True):
-            with _exact_float32() if exact else contextlib.nullcontext():
+            with exact_float32() if exact else contextlib.nullcontext():
                 self.search(todo)
-            with _exact_float32():
+            with exact_float32():
                 self.look_again(todo)
             # On GPUs the search multiplies in TF32. What is wrong only by that rounding is searched for once more in float32.
             todo = (self.claimed & (self.tensors["labels"] == self.data.labels)).nonzero().flatten()
@@ -194,20 +194,6 @@ def _only_inputs(model: nn.Module) -> Iterator[None]:
     finally:
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
-
-
-@contextlib.contextmanager
-def _exact_float32() -> Iterator[None]:
-    """Turns off TF32 in convolutions and matrix products inside the block."""
-    operations = [torch.backends.cudnn.conv, torch.backends.cuda.matmul, torch.backends.mkldnn.conv, torch.backends.mkldnn.matmul]
-    before = [operation.fp32_precision for operation in operations]
-    try:
-        for operation in operations:
-            operation.fp32_precision = "ieee"
-        yield
-    finally:
-        for operation, precision in zip(operations, before, strict=True):
-            operation.fp32_precision = precision
 
 
 def _check(model: nn.Module, data: Samples) -> None:

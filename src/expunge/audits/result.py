@@ -82,7 +82,7 @@ class Audit:
     Attributes:
         models: one row a model. attacks: one row for each attack and model.
         reference: the name of the retrained model that gaps are to, or None.
-        floor: the average gap between two retrained models, which no method can be expected to beat; None with fewer than two.
+        floor: the largest average gap between the reference and another retrained model: what chance alone does; None without another.
         flags: what makes the numbers less certain than they look.
         sizes: how many forget, retain and test samples and shadow models there were.
     """
@@ -171,7 +171,7 @@ def _histograms(models: list[ModelRow]) -> list[dict[str, Any]]:
     low, high = torch.quantile(
         every[torch.linspace(0, len(every) - 1, min(len(every), 100_000)).long()], torch.tensor([0.005, 0.995])
     ).tolist()
-    edges = torch.linspace(low, max(high, low + 1e-6), HISTOGRAM_BINS + 1)
+    edges = torch.linspace(low, max(high, low + 1e-3 * max(1.0, abs(low))), HISTOGRAM_BINS + 1)  # a model may answer everything alike
     width = float(edges[1] - edges[0])
 
     def densities(margins: Tensor | None) -> list[float] | None:

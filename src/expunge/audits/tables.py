@@ -17,13 +17,14 @@ def tables(result: Plain) -> list[Table]:
     """The two tables of an audit: accuracies with the average gap, and membership."""
     models, attacks = result["models"], result["attacks"]
     entering, fpr = attacks[-1]["attack"], attacks[0]["fpr"]
+    counted = "three" if models[0]["retain"] else "two"  # there may be no retain data
     accuracy = [
         [m["name"], *(percent(m[g]) for g in ("forget", "retain", "test")), percent(m["gaps"] and m["gaps"]["average"])] for m in models
     ]
     membership = [[a["attack"], a["model"], number(a["auc"]), number(a["tpr"]), number(a["gap"], "+.3f")] for a in attacks]
     return [
         Table(
-            f"Accuracy in %, and average gap to {result['reference'] or 'a retrained model'} (three accuracies and {entering} AUC, in points)",
+            f"Accuracy in %, and average gap to {result['reference'] or 'a retrained model'} ({counted} accuracies and {entering} AUC, in points)",
             ["model", "forget", "retain", "test", "average gap"], accuracy,
         ),
         Table(
@@ -36,7 +37,11 @@ def tables(result: Plain) -> list[Table]:
 def notes(result: Plain) -> list[str]:
     """What belongs under the tables: sizes, the null floor, flags."""
     counts = ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in result["sizes"].items())
-    floor = [f"Null floor: two retrained models have an average gap of {percent(result['floor'])} points."] if result["floor"] else []
+    floor = (
+        [f"Null floor: retrained models have an average gap of up to {percent(result['floor'])} points to one another."]
+        if result["floor"]
+        else []
+    )
     return [f"Intervals: 95 %. Samples: {counts}.", *floor, *(f"Flag {flag['name']}: {flag['message']}" for flag in result["flags"])]
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..checks import check_indices
+from ..checks import check_indices, check_settings, setting
 from ..errors import DataError
 from ..types import Images, Labels, Pixels
 
@@ -26,10 +26,16 @@ class Augment:
     """Random changes of training images that keep their label: a shift by up to `pad` pixels (zeros come in), and a mirror.
 
     A property of the data, not of a method: mirrored digits are other digits.
+
+    Raises:
+        ConfigError: pad is not an integer ≥ 0, or flip not a bool.
     """
 
-    pad: int = 0
-    flip: bool = False
+    pad: int = setting(0, ge=0)
+    flip: bool = setting(False)
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
     def __bool__(self) -> bool:
         return self.pad > 0 or self.flip
@@ -185,8 +191,15 @@ class Subset(Samples):
             digest.update(self.targets.contiguous().numpy().data)
         return digest.hexdigest()
 
+    @property
+    def n_workers(self) -> int:
+        return self.parent.n_workers
+
     def fetch(self, positions: Tensor) -> Images:
         return self.parent.fetch(self.positions[positions])
+
+    def fetch_training(self, positions: Tensor, *, seed: int | None = None, epoch: int = 0) -> Images:
+        return self.parent.fetch_training(self.positions[positions], seed=seed, epoch=epoch)
 
 
 def relabel(samples: Samples, labels: Tensor) -> Subset:
@@ -212,6 +225,10 @@ def _check_images(images: Tensor) -> None:
             f"images must be a non-empty uint8 or float32 tensor (N, C, H, W); got {images.dtype} of shape {tuple(images.shape)}. "
             "For (N, H, W, C) arrays: images.permute(0, 3, 1, 2)."
         )
+    if images.device.type != "cpu":
+        raise DataError(
+            f"images must be on the CPU, from where training puts them on the model's device; got {images.device}. Pass images.cpu()."
+        )
     if images.dtype == torch.float32:
         low, high = (float(v) for v in torch.aminmax(images))
         if not (low >= 0 and high <= 1):  # also catches NaN
@@ -222,8 +239,11 @@ def _check_images(images: Tensor) -> None:
 
 
 def _check_labels(labels: Tensor, n: int, classes: tuple[str, ...]) -> None:
-    if labels.dtype != torch.int64 or labels.shape != (n,):
-        raise DataError(f"labels must be int64 of shape ({n},), one for each image; got {labels.dtype} of shape {tuple(labels.shape)}.")
+    if labels.dtype != torch.int64 or labels.shape != (n,) or labels.device.type != "cpu":
+        raise DataError(
+            f"labels must be int64 of shape ({n},) on the CPU, one for each image; "
+            f"got {labels.dtype} of shape {tuple(labels.shape)} on {labels.device}."
+        )
     if len(set(classes)) != len(classes):
         raise DataError(f"class names must be unique; got {sorted({c for c in classes if classes.count(c) > 1})[:3]} more than once.")
     outside = (labels < 0) | (labels >= len(classes))

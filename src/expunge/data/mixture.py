@@ -7,6 +7,7 @@ read ahead. Either way the loop sees the same `Batch`.
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from multiprocessing import current_process
 
 import torch
 from torch import Tensor
@@ -64,7 +65,7 @@ class Mixture(Dataset):
                 yield self._augmented(self.parts(positions, epoch, self.device), epoch)
             return
         reads = torch.Generator().manual_seed(derive(self.seed, epoch))  # instead of a draw from the global one
-        n_workers = max(root.n_workers for root in self.roots)
+        n_workers = 0 if current_process().daemon else max(root.n_workers for root in self.roots)  # a fleet's worker may not have children
         for parts in DataLoader(_Reader(self, batches, epoch), batch_size=None, num_workers=n_workers, generator=reads):
             yield self._augmented(parts, epoch)
 

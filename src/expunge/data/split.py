@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Integral
 from typing import final
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from ..checks import check_indices, choose
 from ..errors import DataError
-from ..rng import permutation
+from ..rng import check_seed, permutation
 from .images import Samples, Subset
 
 
@@ -24,12 +25,24 @@ class Split:
         forget_indices: positions of D_F in `train`, int64, ascending.
         forget_classes: class numbers if whole classes are forgotten, else empty.
         forget, retain: D_F and D_R; together they are `train`, and they share no sample.
+
+    Raises:
+        DataError: indices repeated, out of range, not integers, none, or all although there are retain data.
     """
 
     train: Samples
     forget_indices: Tensor
     forget_classes: tuple[int, ...] = ()
     has_retain: bool = True
+
+    def __post_init__(self) -> None:
+        indices = check_indices(self.forget_indices, len(self.train))
+        if self.has_retain and len(indices) == len(self.train):
+            raise DataError(
+                f"forget indices name all {len(self.train)} training samples, so that nothing is retained. "
+                "If the retain data are gone, use forget_only(forget); if everything must go, delete the model."
+            )
+        object.__setattr__(self, "forget_indices", indices)
 
     def __repr__(self) -> str:
         retained = f"retain {len(self.train) - len(self.forget_indices)}" if self.has_retain else "no retain data"
@@ -67,12 +80,6 @@ def forget_samples(train: Samples, indices: Sequence[int] | Tensor) -> Split:
         >>> forget_samples(train, [17, 42])
         Split(forget 2, retain 998)
     """
-    indices = check_indices(indices, len(train))
-    if len(indices) == len(train):
-        raise DataError(
-            f"forget indices name all {len(train)} training samples, so that nothing is retained. "
-            "If the retain data are gone, use forget_only(forget); if everything must go, delete the model."
-        )
     return Split(train, indices)
 
 
@@ -80,8 +87,9 @@ def forget_random(train: Samples, n: int, seed: int = 0) -> Split:
     """Forgets n samples chosen uniformly at random; the same seed gives the same ones.
 
     Raises:
-        DataError: n is not an integer in [1, len(train)).
+        DataError: n is not an integer in [1, len(train)). ConfigError: seed is not an integer in [0, 2**63).
     """
+    check_seed(seed)
     if isinstance(n, bool) or not isinstance(n, int) or not 0 < n < len(train):
         raise DataError(f"n must be an integer in [1, {len(train)}); got {n!r}. Pass the number of samples to forget.")
     return forget_samples(train, permutation(len(train), seed)[:n])
@@ -97,11 +105,11 @@ def forget_classes(train: Samples, classes: Sequence[str | int]) -> Split:
     if isinstance(classes, str | int):
         classes = [classes]
     numbers = sorted({_class_number(train, c) for c in classes})
-    mask = torch.isin(train.labels, torch.tensor(numbers, dtype=torch.int64))
-    if not numbers or not mask.any():
-        raise DataError(f"classes must name at least one class with samples; got {list(classes)!r}.")
-    split = forget_samples(train, mask.nonzero().flatten())
-    return Split(train, split.forget_indices, tuple(numbers))
+    empty = [train.classes[k] for k in numbers if not (train.labels == k).any()]
+    if not numbers or empty:
+        got = f"no sample of {', '.join(map(repr, empty))}" if empty else "no class"
+        raise DataError(f"classes must name at least one class, and only classes with samples; got {got}. Check the names and the labels.")
+    return Split(train, torch.isin(train.labels, torch.tensor(numbers)).nonzero().flatten(), tuple(numbers))
 
 
 def forget_only(forget: Samples) -> Split:
@@ -110,6 +118,6 @@ def forget_only(forget: Samples) -> Split:
 
 
 def _class_number(train: Samples, name: str | int) -> int:
-    if isinstance(name, int) and 0 <= name < len(train.classes):
-        return name
+    if isinstance(name, Integral) and 0 <= name < len(train.classes):  # also NumPy's integers
+        return int(name)
     return train.classes.index(choose("class", str(name), train.classes, "classes are the names or numbers of the training set."))

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import ClassVar, final
 
+import torch
 from torch import nn
 
 from ..attacks import AdversarialSet, NearestAttack, NearestL2PGD
@@ -47,9 +48,9 @@ class AMUN(Method):
 
     Raises:
         ConfigError: a hyperparameter is outside its range.
-        DataError: `adversarial` belongs to another model or lacks a forget sample.
+        DataError: `adversarial` belongs to another model, lacks a forget sample, or was made from other images under the same ids.
 
-    Flags: AdversarialSearchFailed (such samples are left out of D_A).
+    Flags: AdversarialSearchFailed (such samples are left out of D_A and of D_F).
 
     Paper: Ebrahimpour-Boroojeny et al., "Not All Wrong is Bad: Using Adversarial Examples for Unlearning", ICML 2025, arXiv:2503.00917.
     Departures: with `mask_ratio` < 1, masked weights are put back after every step (in the authors' code weight decay moves them), and the gradient for the
@@ -87,18 +88,22 @@ class AMUN(Method):
         return self.use_retain
 
     def run(self, model: nn.Module, split: Split) -> None:
-        known = self._known(split)
         adversarial = self._adversarial(model, split.forget)
+        known = self._known(split, adversarial)
         mask = saliency_mask(model, split.forget, self.mask_ratio) if self.mask_ratio < 1 else None
         sgd(
             model, [*known, adversarial], cross_entropy,
             epochs=self.epochs, lr=self.lr, batch_size=self.batch_size, weight_decay=self.weight_decay, schedule=self.schedule, mask=mask,
         )  # fmt: skip
 
-    def _known(self, split: Split) -> list[Samples]:
-        """The part of the training set that is trained on with its true labels: D, D_F, D_R or nothing."""
+    def _known(self, split: Split, adversarial: AdversarialSet) -> list[Samples]:
+        """The part of the training set that is trained on with its true labels: D, D_F, D_R or nothing.
+
+        A forget sample without an adversarial example stays out: alone, with its true label, it would be learnt still better.
+        """
         retain = [split.retain] if self.use_retain else []
-        return [*retain, split.forget] if self.use_forget else retain
+        paired = torch.isin(split.forget.ids, adversarial.ids).nonzero().flatten()
+        return [*retain, split.forget.subset(paired)] if self.use_forget else retain
 
     def _adversarial(self, model: nn.Module, forget: Samples) -> AdversarialSet:
         if self.adversarial is None:
@@ -106,6 +111,6 @@ class AMUN(Method):
         else:
             if not self.transferred:
                 self.adversarial.check(model)
-            found = self.adversarial.for_ids(forget.ids)
+            found = self.adversarial.for_samples(forget)
         found = found.succeeded()
         return replace(found, augment=forget.augment) if self.augment_adversarial else found

@@ -60,9 +60,9 @@ class Method(ABC):
             )
         if not isinstance(model, nn.Module):
             raise ModelError(f"model must be a torch.nn.Module; got {type(model).__name__}. A checkpoint is loaded by load_model.")
-        with fork(seed):
+        with torch.inference_mode(False), torch.enable_grad(), fork(seed):  # whatever surrounds the call
             unlearned = copy.deepcopy(model).to(resolve_device(device))
-            check_model(unlearned, split.forget)
+            check_model(unlearned, split.train if self.reads_retain else split.forget)
             self.run(unlearned, split)
         return _restored(unlearned.to(device_of(model)), model)
 

@@ -32,24 +32,26 @@ def unlearn_sequentially(
         model: the original, trained on all of `train`.
         train: the training set D.
         requests: for each request, positions in `train`; no sample may be asked for twice.
-        seed: of the first request; the others' follow from it.
+        seed: each request's own follows from it and the request's number.
 
     Raises:
-        DataError: a request is empty or repeats a sample, or nothing is left.
+        DataError: a request is empty or repeats a sample, or nothing is left; before anything is unlearned.
 
     Cost: one call of the method for each request.
     """
     gone = torch.zeros(len(train), dtype=torch.bool)
-    models = []
+    splits, models = [], []
     for number, request in enumerate(requests):
         indices = check_indices(request, len(train), f"the indices of request {number}")
         if gone[indices].any():
             raise DataError(
                 f"request {number} names sample {int(indices[gone[indices]][0])}, which an earlier request has removed. Ask for each sample once."
             )
-        model = method(model, _remaining_split(train, gone, indices), seed=derive(seed, number), device=device)
-        models.append(model)
+        splits.append(_remaining_split(train, gone, indices))
         gone[indices] = True
+    for number, split in enumerate(splits):
+        model = method(model, split, seed=derive(seed, number), device=device)
+        models.append(model)
     return models
 
 

@@ -47,6 +47,20 @@ def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
 
 
 @contextlib.contextmanager
+def exact_float32() -> Iterator[None]:
+    """Turns off TF32 in convolutions and matrix products inside the block; on GPUs cuDNN's convolutions use it unless told otherwise."""
+    operations = [torch.backends.cudnn.conv, torch.backends.cuda.matmul, torch.backends.mkldnn.conv, torch.backends.mkldnn.matmul]
+    before = [operation.fp32_precision for operation in operations]
+    try:
+        for operation in operations:
+            operation.fp32_precision = "ieee"
+        yield
+    finally:
+        for operation, precision in zip(operations, before, strict=True):
+            operation.fp32_precision = precision
+
+
+@contextlib.contextmanager
 def fast_layout(model: nn.Module, images: Tensor) -> Iterator[torch.memory_format]:
     """Stores the model's weights channels-last inside the block if it works that way; yields the format that its inputs should have.
 

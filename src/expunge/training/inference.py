@@ -5,13 +5,13 @@ import warnings
 from collections.abc import Iterator
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..data.images import Samples
 from ..data.mixture import Mixture
 from ..errors import ModelError, NondeterministicModel, ProbabilitiesNotLogits
 from ..types import Logits
-from .device import device_of, fast_layout
+from .device import device_of, exact_float32, fast_layout
 
 
 @contextlib.contextmanager
@@ -30,18 +30,19 @@ def logits_of(model: nn.Module, data: Samples, *, batch_size: int = 512) -> Logi
     """The model's logits on all samples in order, float32 (N, K) on the CPU; un-augmented, in eval mode.
 
     Raises:
-        ModelError: the output is not (N, K), or not finite.
+        ModelError: the model cannot take these images, or the output is not (N, K), or not finite.
 
     Cost: one forward pass.
     """
-    mixture = Mixture([data], device_of(model), augment=False)
+    device = device_of(model)
+    mixture = Mixture([data], device, augment=False)
     batches = torch.arange(len(data)).split(batch_size)
     outputs = []
-    with eval_mode(model):
+    with eval_mode(model), exact_float32(), torch.autocast(device.type, enabled=False):
         first = next(mixture.epoch(batches[:1], 0)).images
         with fast_layout(model, first) as layout:
             for batch in mixture.epoch(batches, 0):
-                outputs.append(_checked(model(batch.images.contiguous(memory_format=layout)), len(batch.images)).float().cpu())
+                outputs.append(_answers(model, batch.images.contiguous(memory_format=layout)).float().cpu())
     return torch.cat(outputs)
 
 
@@ -69,7 +70,17 @@ def check_model(model: nn.Module, data: Samples, n: int = 8) -> None:
         )
 
 
-def _checked(output: object, n: int) -> torch.Tensor:
+def _answers(model: nn.Module, images: Tensor) -> Tensor:
+    n = len(images)
+    try:
+        output = model(images)
+    except RuntimeError as error:
+        if type(error) is not RuntimeError:  # out of memory, or an error of the device
+            raise
+        raise ModelError(
+            f"the model must take float32 images of shape {tuple(images.shape[1:])}; got: {str(error).splitlines()[0]} "
+            "Use data of the kind that it was trained on, and weights in float32."
+        ) from error
     if not isinstance(output, torch.Tensor) or output.ndim != 2 or len(output) != n:
         got = f"shape {tuple(output.shape)}" if isinstance(output, torch.Tensor) else type(output).__name__
         raise ModelError(

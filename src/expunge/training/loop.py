@@ -63,7 +63,7 @@ def sgd(
         stage: name of this work in progress reports.
 
     Raises:
-        ConfigError: an unknown option. DataError: no sample. ModelError: the loss became NaN or infinite.
+        ConfigError: an unknown option. DataError: no sample. ModelError: the loss or a weight became NaN or infinite.
 
     Cost: `epochs` forward and backward passes over the data.
     """
@@ -85,6 +85,7 @@ def sgd(
                 restore()
                 progress.report(stage, epoch * len(batches) + step + 1, epochs * len(batches))
             _check_loss(total.item() / len(batches), epoch, lr)
+        _check_weights(parameters, lr)
 
 
 def _step(model: nn.Module, batch: Batch, objective: Objective, optimizer: torch.optim.Optimizer, dtype: torch.dtype) -> Tensor:
@@ -179,3 +180,9 @@ def _check_options(epochs: int, lr: float, batch_size: int, batchnorm: str) -> N
 def _check_loss(loss: float, epoch: int, lr: float) -> None:
     if not abs(loss) < float("inf"):
         raise ModelError(f"training diverged: the mean loss of epoch {epoch + 1} is {loss} at lr={lr:g}. Lower lr, or check the data.")
+
+
+def _check_weights(parameters: list[nn.Parameter], lr: float) -> None:
+    """No loss is computed after the last step, so that it would not show there."""
+    if not all(parameter.isfinite().all() for parameter in parameters):
+        raise ModelError(f"training diverged: weights are NaN or infinite after the last step at lr={lr:g}. Lower lr, or check the data.")

@@ -10,7 +10,7 @@ from torch import nn
 from .. import progress as _progress
 from ..checks import check_settings, setting
 from ..data.images import Samples
-from ..errors import ModelError
+from ..errors import ConfigError, ModelError
 from ..rng import fork
 from .device import PRECISIONS, resolve_device
 from .inference import check_model
@@ -39,6 +39,9 @@ class Recipe:
         augment: whether to apply the data's own augmentation.
         precision: "auto", "float32" or "bfloat16".
 
+    Raises:
+        ConfigError: a setting is outside its range, or nesterov without momentum.
+
     Example:
         >>> from expunge import Step
         >>> Recipe(epochs=200, schedule=Step(every=40)).lr  # the AMUN paper's
@@ -58,6 +61,8 @@ class Recipe:
 
     def __post_init__(self) -> None:
         check_settings(self)
+        if self.nesterov and not self.momentum:
+            raise ConfigError("Recipe: nesterov=True needs momentum > 0; got momentum=0. Pass momentum=0.9, or nesterov=False.")
 
 
 def train_model(
@@ -82,16 +87,17 @@ def train_model(
         progress: called with a `Progress` after every step.
 
     Raises:
-        ModelError: `build` returns no module, or its outputs do not fit the labels, or the loss diverges.
+        ModelError: `build` returns no module, or one that it returned before, or its outputs do not fit the labels, or the loss diverges.
 
     Cost: `recipe.epochs` forward and backward passes over `train`.
     """
-    with fork(seed), _progress.listen(progress):
+    with torch.inference_mode(False), torch.enable_grad(), fork(seed), _progress.listen(progress):
         model = build()
         if not isinstance(model, nn.Module):
             raise ModelError(
                 f"build() must return a torch.nn.Module; got {type(model).__name__}. Pass architecture(name, data) or a function of yours."
             )
+        _check_fresh(model, build)
         model = model.to(resolve_device(device))
         check_model(model, train)
         objective = smoothed_cross_entropy(recipe.label_smoothing) if recipe.label_smoothing else cross_entropy
@@ -101,3 +107,13 @@ def train_model(
             nesterov=recipe.nesterov, schedule=recipe.schedule, augment=recipe.augment, precision=recipe.precision,
         )  # fmt: skip
         return model.eval()
+
+
+def _check_fresh(model: nn.Module, build: Build) -> None:
+    """Training a model that somebody holds would change theirs, and `Retrain` would start from weights that have seen the forget set."""
+    with fork(0):
+        again = {id(parameter) for parameter in build().parameters()}
+    if any(id(parameter) in again for parameter in model.parameters()):
+        raise ModelError(
+            "build() must make a new model at every call; got the same weights twice. Move the model's construction into build."
+        )

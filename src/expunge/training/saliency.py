@@ -42,6 +42,7 @@ def saliency_mask(model: nn.Module, forget: Samples, ratio: float, *, batch_size
 def _largest(values: dict[str, torch.Tensor], ratio: float) -> Mask:
     flat = torch.cat([v.abs().flatten() for v in values.values()])
     chosen = torch.zeros_like(flat, dtype=torch.bool)
-    chosen[flat.topk(max(1, round(ratio * len(flat))), sorted=False).indices] = True
+    order = flat.argsort(descending=True, stable=True)  # topk is several times faster, but leaves open which of equal values it takes
+    chosen[order[: max(1, round(ratio * len(flat)))]] = True
     parts = chosen.split([v.numel() for v in values.values()])
     return {name: part.view_as(v) for (name, v), part in zip(values.items(), parts, strict=True)}

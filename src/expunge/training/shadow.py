@@ -38,6 +38,7 @@ class ShadowModels:
         included: bool (M, N), True = the model was trained on the sample. Models 2k and 2k + 1 are complements, so that every column has
             exactly M / 2.
         n_train: how many columns are the training set.
+        ids: int64 (N,), the id of each column's sample within its own set; None = positions there.
     """
 
     logits: Tensor
@@ -47,6 +48,7 @@ class ShadowModels:
     cells: tuple[Cell, ...] = ()
     build: Build | None = None
     recipe: Recipe | None = field(default=None)
+    ids: Labels | None = None
 
     def __repr__(self) -> str:
         accuracy = self.accuracy
@@ -63,6 +65,14 @@ class ShadowModels:
         """Accuracy of the models on samples that they were trained on, and on others: compare it with the audited model's."""
         correct = (self.logits.argmax(2) == self.labels).double()
         return ShadowAccuracy(correct[self.included].mean().item(), correct[~self.included].mean().item())
+
+    def columns(self, train: Samples, test: Samples) -> Tensor:
+        """The columns of these training samples, and then of these test samples, int64; −1 for one that the models were not scored on."""
+        n = self.n_train
+        positions = torch.cat([torch.arange(n), torch.arange(len(self.labels) - n)])
+        ids = positions if self.ids is None else self.ids
+        of_test = _places(ids[n:], test.ids)
+        return torch.cat([_places(ids[:n], train.ids), torch.where(of_test < 0, of_test, n + of_test)])
 
     def model(self, m: int) -> nn.Module:
         """Shadow model m, on the CPU, in eval mode.
@@ -134,7 +144,15 @@ def train_shadow_models(
     ]
     cells = train_fleet(tasks, samples, store, workers=workers, device=device)
     logits = torch.stack([cell.tensors("scores")["logits"] for cell in cells])
-    return ShadowModels(logits, samples.labels, included, len(train), tuple(cells), build, recipe)
+    ids = torch.cat([train.ids, test.ids])
+    return ShadowModels(logits, samples.labels, included, len(train), tuple(cells), build, recipe, ids)
+
+
+def _places(known: Labels, wanted: Labels) -> Tensor:
+    """Where each wanted id stands among the known ones, −1 if nowhere."""
+    order = known.argsort()
+    places = order[torch.searchsorted(known[order], wanted).clamp(max=len(known) - 1)]
+    return torch.where(known[places] == wanted, places, -1)
 
 
 def halves(n_samples: int, n_models: int, seed: int) -> Included:
