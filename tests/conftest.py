@@ -18,7 +18,7 @@ from torch import nn
 
 import expunge
 from expunge.data.images import ImageData
-from expunge.data.split import Split, forget_samples
+from expunge.data.split import Split, forget_classes, forget_samples
 from expunge.training.recipe import Recipe, train_model
 from toys import toy_net
 
@@ -52,3 +52,12 @@ def memorised(digits) -> tuple[nn.Module, Split, ImageData]:
     test = ImageData(digits[1].images[:400], digits[1].labels[:400], digits[1].classes)
     model = train_model(toy_net, train, Recipe(epochs=60, lr=0.1, batch_size=16), seed=0, device="cpu")
     return model, forget_samples(train, forget), test
+
+
+@pytest.fixture(scope="session")
+def memorised_class(digits) -> tuple[nn.Module, Split, ImageData]:
+    """A network that has learnt 128 digits, all threes of which must leave; and 400 test digits."""
+    train = ImageData(digits[0].images[:128], digits[0].labels[:128], digits[0].classes)
+    test = ImageData(digits[1].images[:400], digits[1].labels[:400], digits[1].classes)
+    model = train_model(toy_net, train, Recipe(epochs=30, lr=0.1, batch_size=16), seed=0, device="cpu")
+    return model, forget_classes(train, [3]), test

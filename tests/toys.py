@@ -19,7 +19,7 @@ def toy_net(channels: int = 1, n_classes: int = 10) -> nn.Module:
 
 def configured(cls: type[Method], **overrides) -> Method:
     """The method with settings that are quick on a toy problem; whatever field a method shares with others is set for all of them here."""
-    quick = {"epochs": 2, "batch_size": 16, "build": toy_net, "recipe": Recipe(epochs=3, lr=0.05, batch_size=16)} | overrides
+    quick = {"epochs": 2, "batch_size": 8, "build": toy_net, "recipe": Recipe(epochs=3, lr=0.05, batch_size=16)} | overrides
     names = {field.name for field in dataclasses.fields(cls)}
     return cls(**{name: value for name, value in quick.items() if name in names})
 

@@ -23,7 +23,10 @@ _HOMES = {
     ".data.split": ("Split", "forget_classes", "forget_only", "forget_random", "forget_samples"),
     ".data.stream": ("StreamedData",),
     ".errors": ("ExpungeError", "HealthFlag"),
-    ".methods": ("AMUN", "FineTune", "Method", "Retrain", "unlearn_sequentially"),
+    ".methods": (
+        *("AMUN", "DELETE", "TRW", "BoundaryExpanding", "BoundaryShrink", "FineTune", "GradientAscent", "Method", "RandomLabel", "Retrain"),
+        "unlearn_sequentially",
+    ),
     ".metrics": ("Estimate",),
     ".metrics.signals": ("logit_margin",),
     ".models": ("Architecture", "architecture", "load_model", "save_model", "with_normalize"),
@@ -52,7 +55,19 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
     from .data.split import Split, forget_classes, forget_only, forget_random, forget_samples
     from .data.stream import StreamedData
     from .errors import ExpungeError, HealthFlag
-    from .methods import AMUN, FineTune, Method, Retrain, unlearn_sequentially
+    from .methods import (
+        AMUN,
+        DELETE,
+        TRW,
+        BoundaryExpanding,
+        BoundaryShrink,
+        FineTune,
+        GradientAscent,
+        Method,
+        RandomLabel,
+        Retrain,
+        unlearn_sequentially,
+    )
     from .metrics import Estimate
     from .metrics.signals import logit_margin
     from .models import Architecture, architecture, load_model, save_model, with_normalize

@@ -37,7 +37,7 @@ def unlearn_stored(
     spec = {
         "original": model_hash(model), "build": build, "data": split.train.fingerprint, "augment": split.train.augment,
         "forget": split.forget_indices, "has_retain": split.has_retain, "method": method, "seed": seed,
-    }  # fmt: skip
+    } | ({"forget_classes": split.forget_classes} if split.forget_classes else {})  # fmt: skip
     cell = store.cell("unlearned", spec)
 
     def unlearn() -> None:

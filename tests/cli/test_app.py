@@ -72,9 +72,10 @@ def test_list_shows_everything_in_the_registry(kind, expunge):
     assert all(len(row.split()) > 3 for row in rows), "something has no docstring"
 
 
-def test_list_says_which_methods_need_retain_data(expunge):
-    rows = {row.split()[0]: row.split()[1] for row in expunge("list", "methods").stdout.splitlines()}
-    assert (rows["amun"], rows["fine_tune"], rows["retrain"]) == ("optional", "needed", "needed")
+def test_list_says_which_methods_need_retain_data_and_which_forget_whole_classes_only(expunge):
+    rows = {row.split()[0]: tuple(row.split()[1:3]) for row in expunge("list", "methods").stdout.splitlines()}
+    assert (rows["amun"], rows["fine_tune"], rows["delete"]) == (("optional", "any"), ("needed", "any"), ("none", "any"))
+    assert (rows["trw"], rows["boundary_expanding"]) == (("optional", "classes"), ("none", "classes"))
 
 
 @pytest.mark.parametrize("name", [name for registry in registries().values() for name in registry])

@@ -169,6 +169,14 @@ def test_without_retain_data_no_retain_sample_is_used(work, expunge, tmp_path):
     assert "fine_tune reads retain samples" in out.stderr
 
 
+def test_a_class_leaves_with_and_without_retain_data_and_single_samples_are_refused(expunge, work, tmp_path):
+    common = ["unlearn", "trw", "--model", work.original, "--data", work.data, "--set", "epochs=1"]
+    for i, more in enumerate([[], ["--no-retain", "--set", "use_retain=false"]]):
+        expunge(*common, "--forget-classes", "3", *more, "-o", tmp_path / f"{i}")
+        assert read_metadata(tmp_path / f"{i}")["forget"]["classes"] == ["3"]
+    assert "trw forgets whole classes" in expunge(*common, *work.forget, "-o", tmp_path / "u", code=1).stderr
+
+
 @pytest.mark.parametrize(
     "verb", [["train", "digits", "small"], ["unlearn", "amun", "--model", "absent", "--data", "absent", "--forget-random", "2"]]
 )

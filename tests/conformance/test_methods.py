@@ -10,7 +10,7 @@ from torch.nn import functional
 from expunge import methods
 from expunge.checks import describe
 from expunge.data.images import ImageData
-from expunge.data.split import forget_only, forget_samples
+from expunge.data.split import forget_classes, forget_only, forget_samples
 from expunge.errors import ConfigError, DataError, ModelError
 from expunge.methods import METHODS
 from expunge.store import canonical, rebuild
@@ -18,6 +18,12 @@ from expunge.training.inference import logits_of
 from toys import Watched, configured, method_id, toy_net, variants
 
 every_method = pytest.mark.parametrize("method", variants(), ids=method_id)
+
+
+@pytest.fixture
+def learnt(method, request):
+    """The toy problem of the method's scenario: a model, what it must forget, and test samples."""
+    return request.getfixturevalue({"any": "memorised", "classes": "memorised_class"}[method.scenario])
 
 
 def weights(model):
@@ -37,8 +43,8 @@ def accuracy(model, samples):
 
 
 @every_method
-def test_the_original_stays_as_it_is_and_the_result_has_its_form(method, memorised):
-    model, split, _ = memorised
+def test_the_original_stays_as_it_is_and_the_result_has_its_form(method, learnt):
+    model, split, _ = learnt
     model = copy.deepcopy(model)
     model[1].eval(), model[0].train()
     model[0].weight.requires_grad_(False)
@@ -59,16 +65,16 @@ def test_the_original_stays_as_it_is_and_the_result_has_its_form(method, memoris
 
 
 @every_method
-def test_every_trainable_weight_moves(method, memorised):
+def test_every_trainable_weight_moves(method, learnt):
     # A method whose optimiser holds another model's parameters (a public SCRUB) changes BatchNorm statistics and nothing else.
-    model, split, _ = memorised
+    model, split, _ = learnt
     unlearned = dict(method(model, split).named_parameters())
     assert all(not torch.equal(unlearned[name], p) for name, p in model.named_parameters())
 
 
 @every_method
-def test_the_same_seed_gives_the_same_bits_and_the_world_stays_as_it_was(method, memorised):
-    model, split, _ = memorised
+def test_the_same_seed_gives_the_same_bits_and_the_world_stays_as_it_was(method, learnt):
+    model, split, _ = learnt
     state = torch.get_rng_state()
     first = weights(method(model, split, seed=3))
     assert torch.equal(torch.get_rng_state(), state)
@@ -79,25 +85,33 @@ def test_the_same_seed_gives_the_same_bits_and_the_world_stays_as_it_was(method,
 
 
 @every_method
-def test_a_method_reads_all_forget_samples_or_none_and_retain_samples_only_if_it_says_so(method, memorised):
-    model, split, _ = memorised
+def test_a_method_reads_all_forget_samples_or_none_and_retain_samples_only_if_it_says_so(method, learnt):
+    model, split, _ = learnt
     forget, retain = set(split.forget.ids.tolist()), split.retain.ids.tolist()
     watched = Watched(split.train, forbidden=() if method.reads_retain else tuple(retain))
-    method(model, forget_samples(watched, split.forget_indices))
+    method(model, dataclasses.replace(split, train=watched))
     read = watched.read - set(split.forget.ids[:8].tolist())  # the seam itself looks at a few forget samples
     assert not read & forget or forget - set(split.forget.ids[:8].tolist()) <= read
     assert method.reads_retain == bool(read - forget)
 
 
 @every_method
-def test_without_retain_data_a_method_works_or_says_why_not(method, memorised):
-    model, split, _ = memorised
-    gone = forget_only(split.train.subset(split.forget_indices))
+def test_without_retain_data_a_method_works_or_says_why_not(method, learnt):
+    model, split, _ = learnt
+    gone = forget_only(split.train.subset(split.forget_indices), split.forget_classes)
     if method.reads_retain:
         with pytest.raises(DataError, match=f"{method.name} reads retain samples"):
             method(model, gone)
     else:
         assert not same(weights(method(model, gone)), weights(model))
+
+
+@every_method
+def test_a_method_for_classes_refuses_single_samples_and_says_why(method, memorised):
+    model, split, _ = memorised
+    if method.scenario == "classes":
+        with pytest.raises(DataError, match=f"{method.name} forgets whole classes.*forget_classes"):
+            method(model, split)
 
 
 @every_method
@@ -108,11 +122,15 @@ def test_without_retain_data_a_method_works_or_says_why_not(method, memorised):
 )
 def test_corner_cases(method, n, n_forget, shape, n_classes):
     torch.manual_seed(0)
-    data = ImageData(torch.randint(256, (n, *shape), dtype=torch.uint8), torch.arange(n) % n_classes, tuple("abc"[:n_classes]))
+    labels = torch.arange(n) % n_classes
+    if method.scenario == "classes":
+        labels = torch.where(torch.arange(n) < n_forget, 0, 1 + torch.arange(n) % (n_classes - 1))
+    data = ImageData(torch.randint(256, (n, *shape), dtype=torch.uint8), labels, tuple("abc"[:n_classes]))
     build = toy_net_of(shape[0], n_classes)
     forget = (data.labels == 0).nonzero().flatten() if n_classes == 2 else range(n_forget)
+    split = forget_classes(data, [0]) if method.scenario == "classes" else forget_samples(data, forget)
     method = dataclasses.replace(method, build=build) if "build" in vars(method) else method
-    unlearned = method(build(), forget_samples(data, forget))
+    unlearned = method(build(), split)
     assert all(t.isfinite().all() for t in unlearned.state_dict().values())
 
 
@@ -127,8 +145,8 @@ class toy_net_of:
 
 
 @every_method
-def test_on_memorised_digits_confidence_on_the_forget_set_falls_and_retain_accuracy_stays(method, memorised):
-    model, split, _ = memorised
+def test_on_memorised_digits_confidence_on_the_forget_set_falls_and_retain_accuracy_stays(method, learnt):
+    model, split, _ = learnt
     unlearned = method(model, split)
     assert accuracy(model, split.retain) == accuracy(model, split.forget) == 1
     assert accuracy(unlearned, split.retain) >= (0.9 if method.name != "retrain" else 0.5)  # three epochs of retraining are few
@@ -173,8 +191,8 @@ def bad_values(bounds):
 
 
 @every_method
-def test_bad_models_are_refused(method, memorised):
-    _, split, _ = memorised
+def test_bad_models_are_refused(method, learnt):
+    _, split, _ = learnt
     broken = toy_net()
     torch.nn.init.constant_(broken[-1].weight, torch.nan)
     for model, message in [
@@ -191,15 +209,15 @@ def test_bad_models_are_refused(method, memorised):
 def test_a_model_with_too_few_outputs_for_the_retain_set_is_refused(method, memorised):
     # On a GPU the loss would end in an assertion of the device, after which the process is of no use.
     _, split, _ = memorised
-    zeros = forget_samples(split.train, (split.train.labels == 0).nonzero().flatten())
+    zeros = forget_classes(split.train, [0])
     with pytest.raises(ModelError, match="at least 10 outputs; got 2"):
         method(toy_net(n_classes=2), zeros)
 
 
 @every_method
 @pytest.mark.parametrize("without_gradients", [torch.no_grad, torch.inference_mode])
-def test_a_method_does_its_work_where_gradients_are_off(method, memorised, without_gradients):
-    model, split, _ = memorised
+def test_a_method_does_its_work_where_gradients_are_off(method, learnt, without_gradients):
+    model, split, _ = learnt
     expected = weights(method(model, split))
     with without_gradients():
         unlearned = method(model, split)

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from expunge.data.images import ImageData
-from expunge.data.split import Split, forget_classes, forget_only, forget_random, forget_samples
+from expunge.data.split import Split, forget_classes, forget_only, forget_random, forget_samples, share_of
 from expunge.errors import ConfigError, DataError, MissingError
 
 TRAIN = ImageData(torch.zeros(20, 1, 2, 2, dtype=torch.uint8), torch.arange(20) % 4, ("cat", "deer", "dog", "frog"))
@@ -74,8 +74,9 @@ def test_an_unknown_class_is_named_with_the_nearest_one():
         forget_classes(TRAIN, [0, 1, 2, 3])
     with pytest.raises(DataError, match="at least one class"):
         forget_classes(TRAIN, [])
-    with pytest.raises(DataError, match="no sample of 'frog'"):
-        forget_classes(TRAIN.subset([0, 1, 2, 4]), ["deer", "frog"])
+    cats = TRAIN.subset([0, 1, 4, 5])
+    with pytest.raises(DataError, match="got 'frog', which has none"):
+        forget_classes(cats, ["cat", "frog"])
 
 
 def test_without_retain_data_asking_for_them_is_an_error():
@@ -83,3 +84,21 @@ def test_without_retain_data_asking_for_them_is_an_error():
     assert len(split.forget) == 2 and split.forget.ids.tolist() == [1, 2]
     with pytest.raises(DataError, match="no retain samples"):
         _ = split.retain
+
+
+def test_without_retain_data_the_classes_can_be_told_and_are_checked():
+    gone = TRAIN.subset([1, 3, 5, 7])  # deer and frogs
+    assert forget_only(gone).forget_classes == ()
+    assert forget_only(gone, ["frog", 1]).forget_classes == (1, 3)
+    with pytest.raises(DataError, match="classes must be all classes of the forget set"):
+        forget_only(gone, ["deer"])
+    with pytest.raises(DataError, match="which has none"):
+        forget_only(gone, ["deer", "frog", "cat"])
+    with pytest.raises(DataError, match="all 4 classes, so that nothing is retained"):
+        forget_only(TRAIN, range(4))
+
+
+@given(st.floats(0.01, 1), st.integers(0, 99))
+def test_a_share_takes_the_same_part_of_each_class(ratio, seed):
+    counts = share_of(TRAIN, ratio, seed).labels.bincount(minlength=4).tolist()
+    assert len(set(counts)) == 1 and 5 * ratio <= counts[0] < 5 * ratio + 1

@@ -81,6 +81,7 @@ def _entry(kind: str, name: str, found: Any) -> dict[str, str]:
     entry = {"name": name}
     if kind == "methods":
         entry["retain data"] = RETAIN.get(found.reads_retain, "optional")  # a property: it depends on a setting
+        entry["forgets"] = found.scenario
     if kind == "audits":
         entry["shadow models"] = RETAIN[found.needs_shadows]
     entry["what it does" if kind not in ("datasets", "architectures") else "what it is"] = (

@@ -140,4 +140,4 @@ def _split(train: Any, options: dict[str, Any], no_retain: bool) -> "Split":
     if all(value is None for value in options.values()):
         return forget_only(train)
     split = make_split(train, *options.values())
-    return forget_only(split.forget) if no_retain else split
+    return forget_only(split.forget, split.forget_classes) if no_retain else split

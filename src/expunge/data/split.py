@@ -1,5 +1,6 @@
 """Which training images must leave: the pair (D_F, D_R) over one training set D."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -102,19 +103,50 @@ def forget_classes(train: Samples, classes: Sequence[str | int]) -> Split:
         MissingError: a class that does not exist.
         DataError: no class, a class without samples, or all classes.
     """
-    if isinstance(classes, str | int):
-        classes = [classes]
+    numbers = _class_numbers(train, classes)
+    if not numbers:
+        raise DataError(f"classes must name at least one class with samples; got {classes!r}.")
+    split = forget_samples(train, torch.isin(train.labels, torch.tensor(numbers)).nonzero().flatten())
+    return Split(train, split.forget_indices, numbers)
+
+
+def forget_only(forget: Samples, classes: Sequence[str | int] = ()) -> Split:
+    """A split for when the retain data are gone: only the forget set is at hand.
+
+    Args:
+        forget: D_F.
+        classes: names or numbers of the classes, if D_F is all samples of whole classes; methods that forget classes must be told.
+
+    Raises:
+        MissingError: a class that does not exist.
+        DataError: `classes` are not exactly those of D_F, or all classes.
+    """
+    numbers = _class_numbers(forget, classes)
+    if numbers and not torch.isin(forget.labels, torch.tensor(numbers)).all():
+        raise DataError(
+            f"classes must be all classes of the forget set; got {classes!r}, and samples of {len(forget.labels.unique())} classes. "
+            "Name them all, or leave `classes` out if some were not forgotten whole."
+        )
+    if len(numbers) == len(forget.classes):
+        raise DataError(f"classes name all {len(numbers)} classes, so that nothing is retained. If everything must go, delete the model.")
+    return Split(forget, torch.arange(len(forget)), numbers, has_retain=False)
+
+
+def share_of(samples: Samples, ratio: float, seed: int) -> Subset:
+    """A random share of the samples: of each class the same share, rounded up; the same seed gives the same ones."""
+    order = permutation(len(samples), seed)
+    labels = samples.labels[order]
+    chosen = [order[labels == k] for k in labels.unique()]
+    return samples.subset(torch.cat([members[: math.ceil(ratio * len(members))] for members in chosen]))
+
+
+def _class_numbers(train: Samples, classes: Sequence[str | int]) -> tuple[int, ...]:
+    classes = [classes] if isinstance(classes, str | int) else classes
     numbers = sorted({_class_number(train, c) for c in classes})
-    empty = [train.classes[k] for k in numbers if not (train.labels == k).any()]
-    if not numbers or empty:
-        got = f"no sample of {', '.join(map(repr, empty))}" if empty else "no class"
-        raise DataError(f"classes must name at least one class, and only classes with samples; got {got}. Check the names and the labels.")
-    return Split(train, torch.isin(train.labels, torch.tensor(numbers)).nonzero().flatten(), tuple(numbers))
-
-
-def forget_only(forget: Samples) -> Split:
-    """A split for when the retain data are gone: only the forget set is at hand."""
-    return Split(forget, torch.arange(len(forget)), has_retain=False)
+    for number in numbers:
+        if not (train.labels == number).any():
+            raise DataError(f"classes must have samples; got {train.classes[number]!r}, which has none. Leave it out.")
+    return tuple(numbers)
 
 
 def _class_number(train: Samples, name: str | int) -> int:

@@ -27,12 +27,14 @@ class Method(ABC):
         name: as the command line spells it.
         paper: where the algorithm is from.
         reads_retain: whether it reads retain samples; a property where that depends on a hyperparameter.
+        scenario: what it can forget: "any" samples, or whole "classes" only.
         revision: raised when the algorithm changes, so that stored results of the old one are not taken for the new.
     """
 
     name: ClassVar[str]
     paper: ClassVar[str]
     reads_retain: ClassVar[bool]
+    scenario: ClassVar[str] = "any"
     revision: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
@@ -49,7 +51,7 @@ class Method(ABC):
             device: where to compute; the result is on the device of `model`.
 
         Raises:
-            DataError: the method reads retain samples and the split has none.
+            DataError: the method reads retain samples and the split has none, or forgets whole classes only and the split is of samples.
             ModelError: the model's outputs do not fit the labels, or training diverged.
         """
         if not isinstance(split, Split):
@@ -58,11 +60,17 @@ class Method(ABC):
             raise DataError(
                 f"{self.name} reads retain samples, and the split has none. `expunge list methods` shows the methods that need none."
             )
+        if self.scenario == "classes" and not split.forget_classes:
+            raise DataError(
+                f"{self.name} forgets whole classes: it takes them out of the model's answers, and samples of the same class that stay would be lost with them; "
+                f"got a split of {len(split.forget_indices)} samples. Make it with forget_classes(train, [...]), or with forget_only(forget, classes=[...]) where the "
+                "retain data are gone; `expunge list methods` shows the methods for samples."
+            )
         if not isinstance(model, nn.Module):
             raise ModelError(f"model must be a torch.nn.Module; got {type(model).__name__}. A checkpoint is loaded by load_model.")
         with torch.inference_mode(False), torch.enable_grad(), fork(seed):  # whatever surrounds the call
             unlearned = copy.deepcopy(model).to(resolve_device(device))
-            check_model(unlearned, split.train if self.reads_retain else split.forget)
+            check_model(unlearned, split.forget, labels=split.train.labels)
             self.run(unlearned, split)
         return _restored(unlearned.to(device_of(model)), model)
 

@@ -46,8 +46,10 @@ def logits_of(model: nn.Module, data: Samples, *, batch_size: int = 512) -> Logi
     return torch.cat(outputs)
 
 
-def check_model(model: nn.Module, data: Samples, n: int = 8) -> None:
+def check_model(model: nn.Module, data: Samples, n: int = 8, *, labels: Tensor | None = None) -> None:
     """Raises ModelError unless the model answers a few samples with finite logits (B, K), K ≥ every label; warns of probabilities and of noise.
+
+    `labels` are those that need an output, if they are not those of `data`.
 
     Flags: ProbabilitiesNotLogits, NondeterministicModel.
     """
@@ -55,7 +57,8 @@ def check_model(model: nn.Module, data: Samples, n: int = 8) -> None:
         raise ModelError(f"model must be a torch.nn.Module; got {type(model).__name__}. A checkpoint is loaded by expunge.load_model.")
     few = data.subset(range(min(n, len(data))))
     answers = logits_of(model, few)
-    top = int(data.labels.max()) if data.labels.ndim == 1 else data.labels.shape[1] - 1
+    labels = data.labels if labels is None else labels
+    top = int(labels.max()) if labels.ndim == 1 else labels.shape[1] - 1
     if answers.shape[1] <= top:
         raise ModelError(f"the labels go up to {top}, so that the model needs at least {top + 1} outputs; got {answers.shape[1]}.")
     if (answers >= 0).all() and torch.allclose(answers.sum(1), torch.ones(len(answers)), atol=1e-4):

@@ -22,3 +22,8 @@ def smoothed_cross_entropy(label_smoothing: float) -> Objective:
         return functional.cross_entropy(model(batch.images).float(), batch.labels, label_smoothing=label_smoothing)
 
     return objective
+
+
+def negated_cross_entropy(model: nn.Module, batch: Batch) -> Tensor:
+    """Minus the mean cross-entropy: minimising it is gradient ascent. It has no lower bound."""
+    return -cross_entropy(model, batch)
