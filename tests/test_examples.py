@@ -53,3 +53,21 @@ def test_own_model_and_data(tmp_path, digits):
 
 def test_several_requests():
     assert len(load("several_requests").main(n_requests=2, epochs=3)) == 4
+
+
+def test_the_code_in_the_readme_runs(tmp_path, monkeypatch, capsys):
+    readme = (FOLDER.parent / "README.md").read_text()
+    code = readme.split("```python\n", 1)[1].split("```", 1)[0]
+    for slow, quick in [
+        ("epochs=25", "epochs=1"),
+        ("AMUN(", "AMUN(epochs=1, "),
+        ("n=16", "n=4"),
+        ('store="runs"', 'store="runs", workers=1'),
+    ]:
+        assert slow in code
+        code = code.replace(slow, quick)
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    printed, shown = capsys.readouterr().out, readme.split("```text\n", 1)[1].split("```", 1)[0]
+    for line in ("Accuracy in %, and average gap to retrained", "model ", "retrained 2", "attack ", "RMIA ", "Intervals: 95 %."):
+        assert line in printed and line in shown
