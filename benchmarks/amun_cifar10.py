@@ -166,6 +166,9 @@ def tuning_losses(models: list, original, split: expunge.Split, held_out: expung
 def write(result: expunge.Audit, folder: pathlib.Path, more: dict) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     plain = result.to_dict() | {"plan": more}
+    for attack in plain["attacks"]:
+        attack.pop("roc")  # curves and histograms are in the page; the record holds numbers
+    plain.pop("histograms")
     (folder / "amun_cifar10_small.json").write_text(json.dumps(plain, indent=1) + "\n")
     text = as_text(plain)
     (folder / "amun_cifar10_small.md").write_text(f"# {plain['title']}\n\n```\n{text}\n```\n")

@@ -25,6 +25,7 @@ from .store import Store
 from .stored import unlearn_stored
 from .training.fleet import TrainTask, load_trained, train_fleet
 from .training.recipe import Recipe
+from .training.schedules import Step
 from .training.shadow import train_shadow_models
 
 REVISION = 1  # raised when the audit's numbers change, so that a stored result of an older version is not shown
@@ -39,7 +40,7 @@ class Demo:
         n_forget: random training digits to forget, ≥ 1.
         n_retrained: retrained models, ≥ 2: the yardstick, and the others for the null floor.
         n_shadows: shadow models, even, ≥ 16.
-        recipe: how all of them are trained.
+        recipe: how all of them are trained. Without weight decay, so that the network learns its digits by heart.
         methods: what is compared, by name. Learning rates were chosen on another forget set, without looking at a retrained model.
         seed: of the forget set and the methods.
     """
@@ -47,10 +48,10 @@ class Demo:
     n_forget: int = setting(100, ge=1)
     n_retrained: int = setting(3, ge=2)
     n_shadows: int = setting(32, ge=16)
-    recipe: Recipe = setting(factory=lambda: Recipe(epochs=25, lr=0.1, batch_size=64))
+    recipe: Recipe = setting(factory=lambda: Recipe(epochs=40, lr=0.05, batch_size=64, weight_decay=0.0))
     methods: dict[str, Method] = setting(
         factory=lambda: {
-            "AMUN": AMUN(batch_size=64),
+            "AMUN": AMUN(epochs=5, lr=0.01, batch_size=64, schedule=Step(every=2)),
             "AMUN without retain data": AMUN(lr=0.003, batch_size=64, use_retain=False),
             "FineTune": FineTune(lr=0.05, batch_size=64),
         }
