@@ -31,6 +31,9 @@ N_TRAIN, N_FORGET, N_RETRAINED, N_SHADOWS, SEEDS = 10_000, 1_000, 3, 16, 2
 RATES = {"AMUN": [0.01, 0.02, 0.05, 0.1, 0.2], "AMUN without retain data": [0.003, 0.01, 0.02, 0.03], "FineTune": [0.02, 0.05, 0.1, 0.2]}
 
 
+SEARCHES = {"": NearestL2PGD(), ", DDN": NearestDDN(), ", fast DDN": NearestDDN(steps=20, bisections=5)}
+
+
 def method_of(name: str, lr: float, adversarial: expunge.AdversarialSet) -> expunge.Method:
     """AMUN's authors divide lr by 10 after every 1, 5 or 10 epochs; 5 keeps more of the ten epochs useful."""
     schedule = Step(every=5)
@@ -77,8 +80,8 @@ def main() -> None:
 
     # The forget set, with several seeds; AMUN also with the examples of DDN.
     models, seconds, details, sets = {"original": [original]}, {}, {}, {}
-    for suffix, attack in {"": NearestL2PGD(), ", DDN": NearestDDN(steps=20, bisections=5)}.items():
-        adversarial, spent = searched(attack.name, attack, original, split, store)
+    for suffix, attack in SEARCHES.items():
+        adversarial, spent = searched(f"forget{suffix}", attack, original, split, store)
         sets[repr(attack)] = summary(adversarial, spent)
         for name in RATES if not suffix else list(RATES)[:2]:
             method = method_of(name, chosen[name], adversarial)
@@ -101,7 +104,7 @@ def main() -> None:
 
 def searched(name: str, attack: expunge.NearestAttack, model, split: expunge.Split, store: Store) -> tuple[expunge.AdversarialSet, float]:
     """The adversarial set of a forget set and the seconds that it took; read from the store's folder if it is there."""
-    path = store.root / f"adversarial_{name}.safetensors"
+    path = store.root / f"adversarial_{name.replace(', ', '_').replace(' ', '_')}.safetensors"
     if not path.exists():
         start = time.perf_counter()
         adversarial = attack(model, split.forget)
