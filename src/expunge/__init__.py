@@ -18,7 +18,7 @@ _HOMES = {
     ".audits": ("RMIA", "LiRA", "LossThreshold", "MembershipAudit"),
     ".audits.result": ("Audit",),
     ".data.from_dataset": ("from_dataset", "normalization_of"),
-    ".data.images": ("Augment", "ImageData", "Samples", "relabel", "without_augment"),
+    ".data.images": ("Augment", "ImageData", "Samples", "relabel"),
     ".data.load": ("load_data",),
     ".data.split": ("Split", "forget_classes", "forget_only", "forget_random", "forget_samples"),
     ".data.stream": ("StreamedData",),
@@ -50,7 +50,7 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
     from .audits import RMIA, LiRA, LossThreshold, MembershipAudit
     from .audits.result import Audit
     from .data.from_dataset import from_dataset, normalization_of
-    from .data.images import Augment, ImageData, Samples, relabel, without_augment
+    from .data.images import Augment, ImageData, Samples, relabel
     from .data.load import load_data
     from .data.split import Split, forget_classes, forget_only, forget_random, forget_samples
     from .data.stream import StreamedData

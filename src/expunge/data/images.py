@@ -8,7 +8,7 @@ dataset of yours. Ids are positions in the outermost training set; the randomnes
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import ClassVar, final
 
@@ -207,11 +207,6 @@ def relabel(samples: Samples, labels: Tensor) -> Subset:
     if len(labels) != len(samples):
         raise DataError(f"expected one label for each of {len(samples)} samples; got {len(labels)}.")
     return Subset(samples, torch.arange(len(samples)), labels)
-
-
-def without_augment(data: ImageData) -> ImageData:
-    """The same data, trained on as they are."""
-    return replace(data, augment=Augment())
 
 
 def to_unit(pixels: Pixels) -> Images:
