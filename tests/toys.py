@@ -6,6 +6,7 @@ from torch import nn
 
 from expunge.data.images import ImageData, Samples
 from expunge.methods import METHODS, Method
+from expunge.training.loop import sgd
 from expunge.training.recipe import Recipe
 
 
@@ -36,6 +37,19 @@ def variants() -> list[Method]:
 
 def method_id(method: Method) -> str:
     return method.name + ("" if method.reads_retain else "-without-retain")
+
+
+def spy_on_sgd(monkeypatch, *modules) -> list:
+    """What methods hand to the training loop, (sources, options) for each call: filled in while they run."""
+    calls = []
+
+    def spy(model, sources, objective, **options):
+        calls.append((sources, options))
+        sgd(model, sources, objective, **options)
+
+    for module in modules:
+        monkeypatch.setattr(module, "sgd", spy)
+    return calls
 
 
 class Watched(Samples):

@@ -18,7 +18,7 @@ from .audits.loss_threshold import LossThreshold
 from .audits.result import AttackRow, Audit, Flag, ModelRow
 from .audits.rmia import RMIA
 from .checks import choose
-from .data.images import Samples, Subset
+from .data.images import Samples
 from .data.split import Split
 from .errors import ConfigError, DataError, HealthFlag
 from .metrics.accuracy import accuracy_of, correct
@@ -97,7 +97,7 @@ def audit(
     model_rows = [_model_row(name, a, base, (seconds or {}).get(name), (details or {}).get(name)) for name, a in answers.items()]
     twins = [row.gaps.average for row in model_rows if row.gaps and _is_twin(row.name, reference_name)]
     floor = max(twins, key=lambda gap: gap.value) if twins else None
-    result = Audit(model_rows, rows, reference_name, floor, flags, pool.sizes, provenance() | pool.identity(), title)
+    result = Audit(model_rows, rows, reference_name, floor, flags, pool.sizes, provenance() | pool.identity, title)
     flags += health_flags(result, shadows, [kind for kind, a in named_attacks.items() if a.needs_shadows])
     return result
 
@@ -137,21 +137,17 @@ class _Pool:
             _check_columns(shadows, columns, self.labels)
             self.shadow_logits, self.included = shadows.logits[:, columns], shadows.included[:, columns]
         self.sizes = {name: len(group) for name, group in self.groups.items()} | {"shadow_models": len(shadows.logits) if shadows else 0}
-        self.identity = lambda: {"training set": split.train.fingerprint[:16], "test set": test.fingerprint[:16]}
+        self.identity = {"training set": split.train.fingerprint[:16], "test set": test.fingerprint[:16]}
 
 
 def _check_unseen(train: Samples, test: Samples) -> None:
     """Members that pass for non-members would make every model look unlearned. Finds those that come from one and the same set."""
-    seen = int(torch.isin(test.ids, train.ids).sum()) if _root(train) is _root(test) else 0
+    seen = int(torch.isin(test.ids, train.ids).sum()) if train.root is test.root else 0
     if seen or test.fingerprint == train.fingerprint:
         raise DataError(
             f"test images must be ones that no model was trained on; got {seen or len(test)} of the training set among {len(test)}. "
             "Pass the other part of the load_data call, or a subset that the training set does not share."
         )
-
-
-def _root(samples: Samples) -> Samples:
-    return _root(samples.parent) if isinstance(samples, Subset) else samples
 
 
 def _check_columns(shadows: ShadowModels, columns: Tensor, labels: Tensor) -> None:

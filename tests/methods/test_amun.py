@@ -12,7 +12,7 @@ from expunge.methods import AMUN, amun
 from expunge.methods.sequential import unlearn_sequentially
 from expunge.training.inference import logits_of
 from expunge.training.schedules import Constant
-from toys import Watched
+from toys import Watched, spy_on_sgd
 
 ATTACK = NearestL2PGD(eps_init=0.1, steps=20)
 QUICK = {"epochs": 2, "batch_size": 16, "attack": ATTACK}
@@ -21,15 +21,7 @@ QUICK = {"epochs": 2, "batch_size": 16, "attack": ATTACK}
 @pytest.fixture
 def trained_on(monkeypatch):
     """What AMUN hands to the training loop: filled in while it runs."""
-    calls = []
-
-    def spy(model, sources, objective, **options):
-        calls.append((sources, options))
-        sgd(model, sources, objective, **options)
-
-    sgd = amun.sgd
-    monkeypatch.setattr(amun, "sgd", spy)
-    return calls
+    return spy_on_sgd(monkeypatch, amun)
 
 
 def same(a, b):

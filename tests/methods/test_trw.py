@@ -15,7 +15,7 @@ from expunge.training.inference import logits_of
 from expunge.training.loop import sgd
 from expunge.training.objectives import cross_entropy
 from expunge.training.schedules import Step
-from toys import Watched
+from toys import Watched, spy_on_sgd
 
 QUICK = {"epochs": 2, "batch_size": 16}
 SIMILARITIES = ("weights", "features", "logits", "answers")
@@ -24,15 +24,7 @@ SIMILARITIES = ("weights", "features", "logits", "answers")
 @pytest.fixture
 def trained_on(monkeypatch):
     """What TRW and DELETE hand to the training loop: filled in while they run."""
-    calls = []
-
-    def spy(model, sources, objective, **options):
-        calls.append((sources, options))
-        sgd(model, sources, objective, **options)
-
-    monkeypatch.setattr(trw, "sgd", spy)
-    monkeypatch.setattr(delete, "sgd", spy)
-    return calls
+    return spy_on_sgd(monkeypatch, trw, delete)
 
 
 def same(a, b):

@@ -21,7 +21,7 @@ from jaxtyping import Bool
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..data.images import Augment, Samples
+from ..data.images import Augment, Samples, places
 from ..errors import DataError, MissingError, StoreError
 from ..models.checkpoint import model_hash
 from ..types import Images, Labels, Scores
@@ -103,10 +103,8 @@ class AdversarialSet(Samples):
             DataError: no id, an id twice, or one that is not in the set.
         """
         ids = torch.as_tensor(ids, dtype=torch.int64).cpu()
-        order = self.ids.argsort()
-        at = torch.searchsorted(self.ids[order], ids).clamp(max=len(self) - 1)
-        rows = order[at]
-        missing = ids[self.ids[rows] != ids]
+        rows = places(self.ids, ids)
+        missing = ids[rows < 0]
         if len(missing):
             raise DataError(
                 f"the adversarial set has examples of {len(self)} samples, and not of {len(missing)} of those asked for "

@@ -69,6 +69,15 @@ class Samples(ABC, Dataset):
     def fingerprint(self) -> str:
         """SHA-256 over pixels, labels and class names: equal exactly when the data are."""
 
+    @property
+    def root(self) -> "Samples":
+        """The set that holds the pixels: this one, but for subsets."""
+        return self
+
+    def rooted(self, positions: Tensor) -> Tensor:
+        """The positions in `root` of these samples."""
+        return positions
+
     @final
     def __len__(self) -> int:
         return len(self.labels)
@@ -195,6 +204,13 @@ class Subset(Samples):
     def n_workers(self) -> int:
         return self.parent.n_workers
 
+    @property
+    def root(self) -> Samples:
+        return self.parent.root
+
+    def rooted(self, positions: Tensor) -> Tensor:
+        return self.parent.rooted(self.positions[positions])
+
     def fetch(self, positions: Tensor) -> Images:
         return self.parent.fetch(self.positions[positions])
 
@@ -207,6 +223,13 @@ def relabel(samples: Samples, labels: Tensor) -> Subset:
     if len(labels) != len(samples):
         raise DataError(f"expected one label for each of {len(samples)} samples; got {len(labels)}.")
     return Subset(samples, torch.arange(len(samples)), labels)
+
+
+def places(known: Tensor, wanted: Tensor) -> Tensor:
+    """Where each wanted id, int64 (N,), stands among the known ones, which are unique and at least one; −1 if nowhere."""
+    order = known.argsort()
+    found = order[torch.searchsorted(known[order], wanted).clamp(max=len(known) - 1)]
+    return torch.where(known[found] == wanted, found, -1)
 
 
 def to_unit(pixels: Pixels) -> Images:

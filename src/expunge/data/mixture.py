@@ -18,7 +18,7 @@ from ..errors import DataError
 from ..rng import derive
 from ..types import Images
 from .augment import augmented
-from .images import Augment, Samples, Subset, to_unit
+from .images import Augment, Samples, to_unit
 
 _on_device: "weakref.WeakKeyDictionary[Samples, dict[torch.device, Tensor]]" = weakref.WeakKeyDictionary()
 
@@ -53,7 +53,7 @@ class Mixture(Dataset):
         self.device, self.seed, self.augment = device, seed, augment
         self.starts = torch.tensor([0, *(len(s) for s in self.sources)]).cumsum(0)
         self.n_soft = next((s.labels.shape[1] for s in self.sources if s.labels.ndim == 2), 0)
-        self.roots = [_rooted(s, torch.zeros(0, dtype=torch.int64))[0] for s in self.sources]
+        self.roots = [s.root for s in self.sources]
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -80,7 +80,7 @@ class Mixture(Dataset):
         if self.n_soft and labels.ndim == 1:
             labels = functional.one_hot(labels, self.n_soft).float()
         augment = samples.augment if self.augment else Augment()
-        root, rows = _rooted(samples, positions)
+        root, rows = samples.root, samples.rooted(positions)
         if root.resident:
             pixels = _resident(root, device)[rows.to(device)]
         else:
@@ -117,13 +117,6 @@ class _Reader(Dataset):
 
     def __getitem__(self, i: int) -> list[_Part]:
         return self.mixture.parts(self.positions[i], self.number, torch.device("cpu"))
-
-
-def _rooted(samples: Samples, positions: Tensor) -> tuple[Samples, Tensor]:
-    """The set that holds the pixels, and the positions in it."""
-    while isinstance(samples, Subset):
-        samples, positions = samples.parent, samples.positions[positions]
-    return samples, positions
 
 
 def _resident(samples: Samples, device: torch.device) -> Tensor:

@@ -106,8 +106,7 @@ def forget_classes(train: Samples, classes: Sequence[str | int]) -> Split:
     numbers = _class_numbers(train, classes)
     if not numbers:
         raise DataError(f"classes must name at least one class with samples; got {classes!r}.")
-    split = forget_samples(train, torch.isin(train.labels, torch.tensor(numbers)).nonzero().flatten())
-    return Split(train, split.forget_indices, numbers)
+    return Split(train, torch.isin(train.labels, torch.tensor(numbers)).nonzero().flatten(), numbers)
 
 
 def forget_only(forget: Samples, classes: Sequence[str | int] = ()) -> Split:

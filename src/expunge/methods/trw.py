@@ -129,7 +129,7 @@ class TRW(Method):
             head = last_linear(model, split.forget)
             vectors = _class_means(torch.cat([features_of(model, head, d) for d in known]), _labels(known), n_classes)
         else:
-            vectors = _class_means(torch.cat([logits_of(model, d) for d in known]), _labels(known), n_classes)
+            vectors = _class_means(torch.cat([logits, *(logits_of(model, d) for d in known[1:])]), _labels(known), n_classes)
         cosines = _cosines(vectors, self.n_components)
         return renormalised(cosines / self.similarity_temperature, remaining & vectors.isfinite().all(1))
 

@@ -29,7 +29,7 @@ from ..data.images import Samples
 from ..errors import ConfigError, ExpungeError, ModelError, StoreError
 from ..progress import Progress, listen, report
 from ..rng import check_seed, fork
-from ..store import Cell, Store, canonical
+from ..store import POLL, Cell, Store, canonical
 from .device import resolve_device
 from .executors import ProcessPool, SerialExecutor, WorkerDied, examine
 from .inference import logits_of
@@ -37,7 +37,6 @@ from .recipe import Build, Recipe, train_model
 
 STAGE = "train models"
 PROTOCOL = 1  # raise it when training or scoring changes, so that stored models are not mistaken for new ones
-POLL = 0.5  # seconds between looks at a model that another process is training
 
 
 @final

@@ -8,7 +8,7 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor, nn
 
-from ..data.images import Samples
+from ..data.images import Samples, places
 from ..data.pool import pool
 from ..errors import ConfigError, DataError
 from ..rng import check_seed, derive, permutation
@@ -71,8 +71,8 @@ class ShadowModels:
         n = self.n_train
         positions = torch.cat([torch.arange(n), torch.arange(len(self.labels) - n)])
         ids = positions if self.ids is None else self.ids
-        of_test = _places(ids[n:], test.ids)
-        return torch.cat([_places(ids[:n], train.ids), torch.where(of_test < 0, of_test, n + of_test)])
+        of_test = places(ids[n:], test.ids)
+        return torch.cat([places(ids[:n], train.ids), torch.where(of_test < 0, of_test, n + of_test)])
 
     def model(self, m: int) -> nn.Module:
         """Shadow model m, on the CPU, in eval mode.
@@ -146,13 +146,6 @@ def train_shadow_models(
     logits = torch.stack([cell.tensors("scores")["logits"] for cell in cells])
     ids = torch.cat([train.ids, test.ids])
     return ShadowModels(logits, samples.labels, included, len(train), tuple(cells), build, recipe, ids)
-
-
-def _places(known: Labels, wanted: Labels) -> Tensor:
-    """Where each wanted id stands among the known ones, −1 if nowhere."""
-    order = known.argsort()
-    places = order[torch.searchsorted(known[order], wanted).clamp(max=len(known) - 1)]
-    return torch.where(known[places] == wanted, places, -1)
 
 
 def halves(n_samples: int, n_models: int, seed: int) -> Included:
