@@ -8,7 +8,7 @@ from expunge.audits import RMIA, LiRA, LossThreshold
 from expunge.audits.tables import as_text
 from expunge.data.images import ImageData
 from expunge.errors import ConfigError, DataError, MissingError
-from expunge.methods import FineTune, Retrain
+from expunge.methods import DELETE, FineTune, Retrain
 from expunge.training.recipe import Recipe
 from expunge.training.shadow import train_shadow_models
 from toys import toy_net
@@ -63,7 +63,7 @@ def test_gaps_are_to_the_retrained_model_on_the_same_samples(result):
     assert row.gap.value == pytest.approx(row.auc - result["LiRA", "retrained"].auc)
     assert result["LiRA", "retrained"].gap is None and result.model("retrained").gaps is None
     gaps = result.model("unlearned").gaps
-    parts = [gaps.forget_accuracy, gaps.retain_accuracy, gaps.test_accuracy, gaps.auc]
+    parts = [gaps.forget, gaps.retain, gaps.test, gaps.auc]
     assert gaps.average.value == pytest.approx(sum(abs(g.value) for g in parts) / 4)
     assert gaps.auc.value == pytest.approx(result["RMIA", "unlearned"].auc - result["RMIA", "retrained"].auc)
 
@@ -194,7 +194,7 @@ def test_without_retain_data_the_average_is_of_two_accuracies(models, memorised)
     model, split, test = memorised
     gone = expunge.forget_only(split.train.subset(split.forget_indices))
     result = expunge.audit({"original": model, "retrained": models["retrained"][0]}, gone, test)
-    assert "two accuracies" in str(result) and result.model("original").gaps.retain_accuracy is None
+    assert "two accuracies" in str(result) and result.model("original").gaps.retain is None
 
 
 def test_a_model_that_answers_everything_alike_is_audited(memorised, tmp_path):
@@ -215,3 +215,164 @@ def test_training_images_cannot_pass_for_test_images(memorised):
             expunge.audit({"m": model}, split, seen)
     part = expunge.forget_samples(split.train.subset(range(64)), [0])
     expunge.audit({"m": model}, part, split.train.subset(range(64, 128)))
+
+
+# Whole classes
+
+
+@pytest.fixture(scope="module")
+def class_models(memorised_class):
+    model, split, _ = memorised_class
+    retrain = Retrain(build=toy_net, recipe=RECIPE)
+    return {
+        "original": model,
+        "unlearned": DELETE(epochs=3, lr=0.01, batch_size=8)(model, split),
+        "retrained": [retrain(model, split, seed=s) for s in (1, 2, 3)],
+    }
+
+
+@pytest.fixture(scope="module")
+def class_result(class_models, memorised_class):
+    _, split, test = memorised_class
+    return expunge.audit(class_models, split, test, fpr=0.1)
+
+
+def test_unseen_images_of_a_forgotten_class_are_a_group_and_the_non_members(class_result, class_models, memorised_class):
+    _, split, test = memorised_class
+    threes = test.subset((test.labels == 3).nonzero().flatten())
+    assert class_result.sizes == {"forget": len(split.forget), "forget_test": len(threes), "retain": 128 - len(split.forget), "test": 400 - len(threes), "shadow_models": 0}  # fmt: skip
+    right = (expunge.logits_of(class_models["original"], threes).argmax(1) == 3).double().mean().item()
+    assert class_result.model("original").forget_test.value == pytest.approx(right) and right > 0.8
+    assert class_result.model("retrained").forget_test.value == class_result.model("retrained").forget.value == 0
+    assert torch.equal(class_result["LossThreshold", "original"].nonmembers, expunge.audits.LossThreshold()(expunge.logits_of(class_models["original"], threes), threes.labels))  # fmt: skip
+
+
+def test_gaps_of_class_forgetting_have_five_measures(class_result):
+    gaps = class_result.model("original").gaps
+    parts = [gaps.forget, gaps.forget_test, gaps.retain, gaps.test, gaps.auc]
+    assert gaps.forget_test.value > 0.8
+    assert gaps.average.value == pytest.approx(sum(abs(gap.value) for gap in parts) / 5)
+    assert class_result.floor == max((class_result.model(f"retrained {k}").gaps.average for k in (2, 3)), key=lambda gap: gap.value)
+    assert gaps.average.low > class_result.floor.value
+
+
+def test_the_answers_on_a_forgotten_class_are_those_of_the_models(class_result, class_models, memorised_class):
+    (answers,) = class_result.classes
+    threes = memorised_class[2].subset((memorised_class[2].labels == 3).nonzero().flatten())
+    assert (answers.name, answers.n, answers.classes) == ("3", len(threes), memorised_class[2].classes)
+    assert [row.model for row in answers.rows] == ["original", "unlearned", "retrained", "retrained 2", "retrained 3"]
+    logits = expunge.logits_of(class_models["unlearned"], threes)
+    torch.testing.assert_close(answers["unlearned"].answer, logits.double().softmax(1).mean(0))
+    torch.testing.assert_close(answers["unlearned"].predicted, logits.argmax(1).bincount(minlength=10).double() / len(threes))
+    assert answers["original"].answer.argmax() == 3 and answers["retrained"].answer[3] < 0.05
+
+
+def test_models_are_held_against_the_retrained_ones_and_these_against_one_another(class_result):
+    (answers,) = class_result.classes
+    assert answers.neighbour in set(answers.classes) - {"3"} and answers.short == ()
+    for row in answers.rows:
+        assert answers.classes[row.neighbour.neighbour] == answers.neighbour
+        assert len(row.neighbour.reference_scores) == (2 if row.model.startswith("retrained") else 3)
+    assert answers["original"].distance.low > answers.distance_floor.high
+    assert answers["original"].neighbour.gap.value < 0
+    twins = [answers[name].distance.value for name in ("retrained", "retrained 2", "retrained 3")]
+    assert answers.distance_floor.value == pytest.approx(sum(twins) / 3) and answers.distance_floor.n == 3
+    assert answers.neighbour_floor.supported and answers.neighbour_floor.n == 3
+    assert "TooFewTestImages" not in {flag.name for flag in class_result.flags}
+
+
+def test_text_and_json_of_a_class_carry_the_same_numbers(class_result, tmp_path):
+    plain, text = json.loads(class_result.to_json()), str(class_result)
+    assert as_text(plain) == text
+    assert plain["classes"][0]["name"] == "3" and len(plain["classes"][0]["rows"]) == 5
+    for part in ("four accuracies", "test samples of their classes", "forget test", "Answers on ", "Null floor on 3, ", "TV to retrained"):
+        assert part in text
+    assert f"which retrained models take for {class_result.classes[0].neighbour}" in text
+    class_result.to_html(tmp_path / "audit.html")
+
+
+def test_a_test_set_without_a_class_is_refused(memorised_class):
+    model, split, test = memorised_class
+    threes = test.labels == 3
+    with pytest.raises(DataError, match="got none of '3'. Leave them in the test set"):
+        expunge.audit({"m": model}, split, test.subset((~threes).nonzero().flatten()))
+    with pytest.raises(DataError, match="got none of the other classes"):
+        expunge.audit({"m": model}, split, test.subset(threes.nonzero().flatten()))
+
+
+def test_each_of_several_forgotten_classes_is_answered_for_alone(class_models, memorised_class):
+    _, split, test = memorised_class
+    both = expunge.forget_classes(split.train, [3, 5])
+    result = expunge.audit(class_models, both, test)
+    assert [answers.name for answers in result.classes] == ["3", "5"]
+    for answers, k in zip(result.classes, (3, 5), strict=True):
+        assert answers.n == (test.labels == k).sum() and answers.neighbour not in ("3", "5")
+        assert answers["original"].answer.argmax() == k
+        assert answers["original"].neighbour.score.n == answers.n
+    assert result.sizes["forget_test"] == sum(answers.n for answers in result.classes)
+    assert str(result).count("Null floor on") == 2
+
+
+def test_without_retrained_models_the_answers_stand_alone(memorised_class):
+    model, split, test = memorised_class
+    result = expunge.audit({"original": model}, split, test)
+    (answers,) = result.classes
+    assert answers["original"].distance is answers["original"].neighbour is answers.neighbour is answers.distance_floor is None
+    assert "Answers on" in str(result) and "Null floor" not in str(result) and "MIA-NN, %" in str(result)
+    assert as_text(json.loads(result.to_json())) == str(result)
+
+
+def test_one_retrained_model_has_nobody_to_be_held_against(class_models, memorised_class):
+    _, split, test = memorised_class
+    result = expunge.audit({"original": class_models["original"], "retrained": class_models["retrained"][0]}, split, test)
+    (answers,) = result.classes
+    assert answers["retrained"].distance is answers["retrained"].neighbour is None
+    assert answers["original"].neighbour.gap.note and not answers.neighbour_floor.supported
+    assert "Null floor on" not in str(result) and json.loads(result.to_json())["classes"][0]["neighbour_floor"]["value"] is None
+
+
+def test_a_class_can_be_audited_when_its_retain_data_are_gone(class_models, memorised_class):
+    _, split, test = memorised_class
+    gone = expunge.forget_only(split.train.subset(split.forget_indices), classes=[3])
+    result = expunge.audit(class_models, gone, test)
+    assert list(result.sizes) == ["forget", "forget_test", "test", "shadow_models"] and "three accuracies" in str(result)
+    assert result.model("original").gaps.retain is None and result.classes[0]["unlearned"].neighbour is not None
+
+
+def test_a_class_with_few_test_images_leaves_out_the_neighbour_and_raises_a_flag(class_models, memorised_class):
+    _, split, test = memorised_class
+    sevens = (test.labels == 7).nonzero().flatten()
+    few = test.subset(torch.cat([(test.labels != 7).nonzero().flatten(), sevens[:3]]))
+    result = expunge.audit(class_models, split, few)
+    (answers,) = result.classes
+    assert answers.short == ("7",) and answers.neighbour is None and all(row.neighbour is None for row in answers.rows)
+    assert answers["original"].distance.low > answers.distance_floor.high
+    (flag,) = (flag for flag in result.flags if flag.name == "TooFewTestImages")
+    assert "needs 4 test images of every remaining class; 7 got fewer" in flag.message
+    assert "Null floor on 3, a retrained model against the others (mean, smallest to largest): TV" in str(result)
+    assert as_text(json.loads(result.to_json())) == str(result)
+    alone = expunge.audit({"original": class_models["original"]}, split, few)
+    assert "TooFewTestImages" not in {flag.name for flag in alone.flags}  # nobody to ask about
+
+
+def test_with_one_remaining_class_there_is_no_neighbour_to_choose(memorised_class):
+    _, split, test = memorised_class
+
+    def binary(samples):
+        return ImageData(samples.fetch(torch.arange(len(samples))), (samples.labels == 3).long(), ("other", "three"))
+
+    train, test = binary(split.train), binary(test)
+    nets = [toy_net(n_classes=2) for _ in range(3)]
+    result = expunge.audit({"original": nets[0], "retrained": nets[1:]}, expunge.forget_classes(train, ["three"]), test)
+    (answers,) = result.classes
+    assert answers.neighbour is None and answers.short == () and answers["original"].distance.supported
+    assert as_text(json.loads(result.to_json())) == str(result)
+
+
+def test_a_model_may_have_more_outputs_than_there_are_classes(memorised_class):
+    _, split, test = memorised_class
+    nets = [toy_net(n_classes=12) for _ in range(3)]
+    result = expunge.audit({"original": nets[0], "retrained": nets[1:]}, split, test)
+    (answers,) = result.classes
+    assert answers.classes[-2:] == ("output 10", "output 11") == answers.short and len(answers["original"].answer) == 12
+    assert "Answers on" in str(result)

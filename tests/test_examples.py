@@ -31,13 +31,37 @@ def load(name):
 
 
 def test_examples_are_short_and_all_of_them_run_here():
-    assert {path.stem for path in SCRIPTS} == {"forget_samples", "own_model_and_data", "several_requests"}
+    assert {path.stem for path in SCRIPTS} == {"forget_a_person", "forget_samples", "own_model_and_data", "several_requests"}
     assert all(len(path.read_text().splitlines()) <= 60 for path in SCRIPTS)
 
 
 def test_forget_samples(tmp_path):
     audit = load("forget_samples").main(str(tmp_path), n_shadows=4, epochs=2)
     assert {row.model for row in audit.attacks} == {"original", "unlearned", "retrained", "retrained 2"}
+
+
+@pytest.fixture
+def people(tmp_path, digits):
+    """Four "people" with six photos each, as PERSON/photo.png."""
+    for name, k in {"ann": 1, "ben": 4, "cai": 6, "dee": 0}.items():
+        (tmp_path / name).mkdir()
+        for i, position in enumerate((digits[0].labels == k).nonzero().flatten()[:6].tolist()):
+            to_pil_image(digits[0].images[position].repeat(3, 1, 1)).resize((20 + i, 24)).save(tmp_path / name / f"{i}.jpg")
+    return tmp_path
+
+
+def test_forget_a_person(people, capsys):
+    audit = load("forget_a_person").main(str(people), "cai", n_test=2, side=8, epochs=15, n_retrained=2)
+    by_name = {row.name: row for row in audit.models}
+    assert set(by_name) == {"original", "boundary shrink", "boundary expanding", "TRW", "retrained", "retrained 2"}
+    assert {name: audit.sizes[name] for name in ("forget", "retain", "forget_test", "test")} == {
+        "forget": 4,
+        "retain": 12,
+        "forget_test": 2,
+        "test": 6,
+    }
+    assert by_name["retrained"].forget.value == 0 < by_name["original"].forget.value
+    assert "cai must leave a classifier of 4 people" in capsys.readouterr().out
 
 
 def test_own_model_and_data(tmp_path, digits):

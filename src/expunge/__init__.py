@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 _HOMES = {
     ".attacks": ("AdversarialSet", "NearestAttack", "NearestDDN", "NearestFGSM", "NearestL2PGD"),
     ".auditing": ("audit",),
-    ".audits": ("RMIA", "LiRA", "LossThreshold", "MembershipAudit"),
+    ".audits": ("MIANN", "RMIA", "LiRA", "LossThreshold", "MembershipAudit"),
     ".audits.result": ("Audit",),
     ".data.from_dataset": ("from_dataset", "normalization_of"),
     ".data.images": ("Augment", "ImageData", "Samples", "relabel"),
@@ -23,14 +23,16 @@ _HOMES = {
     ".data.split": ("Split", "forget_classes", "forget_only", "forget_random", "forget_samples"),
     ".data.stream": ("StreamedData",),
     ".errors": ("ExpungeError", "HealthFlag"),
+    ".leakage": ("class_leakage", "sample_leakage"),
     ".methods": (
         *("AMUN", "DELETE", "TRW", "BoundaryExpanding", "BoundaryShrink", "FineTune", "GradientAscent", "Method", "RandomLabel", "Retrain"),
-        "unlearn_sequentially",
+        *("calibrate_trw", "unlearn_sequentially"),
     ),
     ".metrics": ("Estimate",),
     ".metrics.signals": ("logit_margin",),
     ".models": ("Architecture", "architecture", "load_model", "save_model", "with_normalize"),
     ".progress": ("Progress", "listen"),
+    ".training.class_shadows": ("ClassShadows", "train_class_shadows"),
     ".training.fleet": ("TrainTask", "train_fleet"),
     ".training.inference": ("logits_of",),
     ".training.loop": ("sgd",),
@@ -47,7 +49,7 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
     from . import attacks, audits, errors, methods, metrics
     from .attacks import AdversarialSet, NearestAttack, NearestDDN, NearestFGSM, NearestL2PGD
     from .auditing import audit
-    from .audits import RMIA, LiRA, LossThreshold, MembershipAudit
+    from .audits import MIANN, RMIA, LiRA, LossThreshold, MembershipAudit
     from .audits.result import Audit
     from .data.from_dataset import from_dataset, normalization_of
     from .data.images import Augment, ImageData, Samples, relabel
@@ -55,6 +57,7 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
     from .data.split import Split, forget_classes, forget_only, forget_random, forget_samples
     from .data.stream import StreamedData
     from .errors import ExpungeError, HealthFlag
+    from .leakage import class_leakage, sample_leakage
     from .methods import (
         AMUN,
         DELETE,
@@ -66,12 +69,14 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
         Method,
         RandomLabel,
         Retrain,
+        calibrate_trw,
         unlearn_sequentially,
     )
     from .metrics import Estimate
     from .metrics.signals import logit_margin
     from .models import Architecture, architecture, load_model, save_model, with_normalize
     from .progress import Progress, listen
+    from .training.class_shadows import ClassShadows, train_class_shadows
     from .training.fleet import TrainTask, train_fleet
     from .training.inference import logits_of
     from .training.loop import sgd

@@ -1,7 +1,8 @@
 """The audit: how close are these models to one that never saw the forget set?
 
 Every model is scored on forget, retain and test images; membership attacks try to tell forget from test images; and each number is compared with that of the
-retrained model on the same samples. The function is the protocol: which groups, which pairing, which flags.
+retrained model on the same samples. Where whole classes are forgotten, test images of those classes are a group of their own: the non-members, and the images
+whose answers are compared with the retrained models'. The function is the protocol: which groups, which pairing, which flags.
 """
 
 import warnings
@@ -13,16 +14,19 @@ from torch import Tensor, nn
 
 from . import progress
 from .audits.base import MembershipAudit
+from .audits.class_answers import ClassAnswers, class_answers
+from .audits.health import health_flags
 from .audits.lira import LiRA
 from .audits.loss_threshold import LossThreshold
-from .audits.result import AttackRow, Audit, Flag, ModelRow
+from .audits.result import AttackRow, Audit, Flag, ModelRow, is_twin
 from .audits.rmia import RMIA
+from .audits.told_apart import ClassLeakage
 from .checks import choose
 from .data.images import Samples
 from .data.split import Split
 from .errors import ConfigError, DataError, HealthFlag
 from .metrics.accuracy import accuracy_of, correct
-from .metrics.gap import GapInputs, gaps
+from .metrics.gap import GROUPS, GapInputs, gaps
 from .metrics.roc import auc, auc_difference, tpr_at_fpr
 from .metrics.signals import logit_margin
 from .provenance import provenance
@@ -44,6 +48,7 @@ def audit(
     fpr: float = 0.01,
     details: Mapping[str, str] | None = None,
     seconds: Mapping[str, float] | None = None,
+    leakage: Sequence[ClassLeakage] = (),
     title: str = "Audit of unlearning",
     device: str | torch.device = "auto",
 ) -> Audit:
@@ -52,23 +57,24 @@ def audit(
     Args:
         models: by name. "original", and the reference, are understood as such; a list of models under one name (several retrained ones, say) becomes "retrained",
             "retrained 2", … Two or more retrained models give the null floor: what the audit says about two models that are both right.
-        split: what was forgotten, over the original's training set.
-        test: images that no model was trained on, of the same kind: the non-members.
+        split: what was forgotten, over the original's training set. If whole classes were, the result's `classes` says what models answer on them.
+        test: images that no model was trained on, of the same kind: the non-members. Where whole classes are forgotten, it must have images of them too.
         attacks: membership attacks; default: loss threshold, and LiRA and RMIA if there are shadow models. The last one enters the average gap.
             Several of one class, with other settings, are told apart by their repr instead of the class name.
         shadows: models trained on random halves of `split.train` and `test`, from `train_shadow_models`.
         reference: the name of the retrained model that gaps are to. Without a model named "retrained" there are no gaps.
         fpr: false-positive rate at which true positives are counted, in (0, 1).
         details, seconds, title: what the report should say about each model (its method, its cost), and its heading.
+        leakage: U-LiRA of the forgotten classes, from `class_leakage`, to be shown beside what the models answer on them.
         device: where models are scored; they stay where they are.
 
     Raises:
         ConfigError: no model, the same attack twice, or an attack that needs shadow models without any.
         MissingError: `reference` names none of the models.
-        DataError: shadow models of other data, or too few; test images that are training images.
+        DataError: shadow models of other data, or too few; test images that are training images, or none of a forgotten class.
         ModelError: a model's outputs do not fit the labels.
 
-    Cost: one forward pass of each model over `split.train` and `test`; the attacks are a sort.
+    Cost: one forward pass of each model over `split.train` and `test`; the attacks are a sort. Where classes are forgotten, also K − 1 support vector machines a model.
 
     Example:
         >>> from expunge import *
@@ -95,9 +101,11 @@ def audit(
     base = answers.get(reference_name)
     rows = [_attack_row(attack, name, a, base, fpr) for attack in named_attacks for name, a in answers.items()]
     model_rows = [_model_row(name, a, base, (seconds or {}).get(name), (details or {}).get(name)) for name, a in answers.items()]
-    twins = [row.gaps.average for row in model_rows if row.gaps and _is_twin(row.name, reference_name)]
+    twins = [row.gaps.average for row in model_rows if row.gaps and is_twin(row.name, reference_name)]
     floor = max(twins, key=lambda gap: gap.value) if twins else None
-    result = Audit(model_rows, rows, reference_name, floor, flags, pool.sizes, provenance() | pool.identity, title)
+    references = [name for name in answers if name == reference_name or is_twin(name, reference_name)]
+    classes = _classes(split, test, pool, answers, references, leakage)
+    result = Audit(model_rows, rows, reference_name, floor, flags, pool.sizes, provenance() | pool.identity, title, classes)
     flags += health_flags(result, shadows, [kind for kind, a in named_attacks.items() if a.needs_shadows])
     return result
 
@@ -110,13 +118,11 @@ class _Answers:
     margins: dict[str, Tensor]
     members: dict[str, Tensor]
     nonmembers: dict[str, Tensor]
+    unseen: dict[str, Tensor]  # logits on "test", and on "forget_test" where classes are forgotten
 
     def gap_inputs(self) -> GapInputs:
         attack = list(self.members)[-1]
-        return GapInputs(
-            forget=self.right["forget"], retain=self.right.get("retain"), test=self.right["test"],
-            forget_scores=self.members[attack], test_scores=self.nonmembers[attack],
-        )  # fmt: skip
+        return GapInputs(**self.right, forget_scores=self.members[attack], test_scores=self.nonmembers[attack])
 
 
 class _Pool:
@@ -129,15 +135,36 @@ class _Pool:
                 f"got {test.shape} and {len(test.classes)} classes. Load both with one load_data call."
             )
         _check_unseen(split.train, test)
-        self.groups = {"forget": split.forget} | ({"retain": split.retain} if split.has_retain else {}) | {"test": test}
-        self.labels = torch.cat([split.forget.labels, test.labels])
+        retain = {"retain": split.retain} if split.has_retain else {}
+        self.groups = {"forget": split.forget} | retain | _unseen(test, split)
+        nonmembers = self.groups[self.nonmembers]
+        self.labels = torch.cat([split.forget.labels, nonmembers.labels])
         self.shadow_logits = self.included = None
         if shadows is not None:
-            columns = shadows.columns(split.forget, test)
+            columns = shadows.columns(split.forget, nonmembers)
             _check_columns(shadows, columns, self.labels)
             self.shadow_logits, self.included = shadows.logits[:, columns], shadows.included[:, columns]
         self.sizes = {name: len(group) for name, group in self.groups.items()} | {"shadow_models": len(shadows.logits) if shadows else 0}
         self.identity = {"training set": split.train.fingerprint[:16], "test set": test.fingerprint[:16]}
+
+    @property
+    def nonmembers(self) -> str:
+        """The group that forget samples are compared with: like them, but never trained on."""
+        return "forget_test" if "forget_test" in self.groups else "test"
+
+
+def _unseen(test: Samples, split: Split) -> dict[str, Samples]:
+    """The test set, with images of forgotten classes as a group of their own."""
+    if not split.forget_classes:
+        return {"test": test}
+    forgotten = torch.isin(test.labels, torch.tensor(split.forget_classes))
+    wanting = [test.classes[k] for k in split.forget_classes if not (test.labels == k).any()]
+    if wanting or forgotten.all():
+        raise DataError(
+            f"test images must be of all classes, forgotten ones too: they show what models answer on a class that they should not know; "
+            f"got none of {', '.join(map(repr, wanting)) or 'the other classes'}. Leave them in the test set."
+        )
+    return {"forget_test": test.subset(forgotten.nonzero().flatten()), "test": test.subset((~forgotten).nonzero().flatten())}
 
 
 def _check_unseen(train: Samples, test: Samples) -> None:
@@ -199,7 +226,7 @@ def _score(
     finally:
         model.to(home)
     labels = {group: samples.labels for group, samples in pool.groups.items()}
-    audited = torch.cat([logits["forget"], logits["test"]])
+    audited = torch.cat([logits["forget"], logits[pool.nonmembers]])
     scores = {kind: a(audited, pool.labels, pool.shadow_logits, pool.included) for kind, a in attacks.items()}
     n = len(labels["forget"])
     return _Answers(
@@ -207,12 +234,26 @@ def _score(
         {g: logit_margin(logits[g], labels[g]) for g in logits},
         {a: s[:n] for a, s in scores.items()},
         {a: s[n:] for a, s in scores.items()},
+        {g: logits[g] for g in ("forget_test", "test") if g in logits},
     )
 
 
-def _is_twin(name: str, reference: str | None) -> bool:
-    """Whether this is another retrained model: "retrained 2" where the reference is "retrained"."""
-    return reference is not None and name.startswith(f"{reference} ") and name.removeprefix(f"{reference} ").isdigit()
+def _classes(
+    split: Split, test: Samples, pool: _Pool, answers: dict[str, _Answers], references: list[str], leakage: Sequence[ClassLeakage]
+) -> list[ClassAnswers]:
+    """What the models answer on each forgotten class."""
+    logits = {name: torch.cat(list(a.unseen.values())) for name, a in answers.items()}
+    labels = torch.cat([pool.groups[g].labels for g in next(iter(answers.values())).unseen])
+    leaks = {found.name: found for found in leakage}
+    names = {k: test.classes[k] for k in split.forget_classes}
+    if leaks.keys() - set(names.values()):
+        raise DataError(
+            f"leakage must be of the forgotten classes, {', '.join(names.values())}; got {', '.join(leaks)}. Measure it with class_leakage on this split."
+        )
+    return [
+        class_answers(logits, labels, k, split.forget_classes, test.classes, references, leakage=leaks.get(name))
+        for k, name in names.items()
+    ]
 
 
 def _attack_row(kind: str, name: str, answers: _Answers, base: _Answers | None, fpr: float) -> AttackRow:
@@ -224,56 +265,4 @@ def _attack_row(kind: str, name: str, answers: _Answers, base: _Answers | None, 
 def _model_row(name: str, answers: _Answers, base: _Answers | None, seconds: float | None, details: str | None) -> ModelRow:
     accuracies = {group: accuracy_of(right) for group, right in answers.right.items()}
     measured = None if base in (None, answers) else gaps(answers.gap_inputs(), base.gap_inputs())
-    return ModelRow(name, accuracies["forget"], accuracies.get("retain"), accuracies["test"], measured, answers.margins, seconds, details)
-
-
-def health_flags(result: Audit, shadows: ShadowModels | None, strong: list[str], *, tolerance: float = 0.05) -> list[Flag]:
-    """What makes the numbers of an audit less certain than they look; each flag has a section in docs/flags.md."""
-    flags = []
-    weak = [row.attack for row in result.attacks if row.attack not in strong][:1]
-    if result.floor is None:
-        flags.append(
-            Flag("NoNullFloor", "fewer than two retrained models, so that chance cannot be told from a gap. Pass 'retrained': [a, b, …].")
-        )
-    for row in result.attacks:
-        if not row.tpr.supported:
-            flags.append(Flag("TooFewNonMembers", f"{row.tpr.note}. Add test images, or ask for a larger fpr."))
-            break
-    names = [row.name for row in result.models]
-    if "original" in names:
-        rows = [row for row in result.attacks if row.model == "original"]
-        best = max(rows, key=lambda row: row.auc)
-        if best.auc_low <= 0.5 or all(row.gap and row.gap.low <= 0 <= row.gap.high for row in rows):
-            flags.append(
-                Flag(
-                    "ModelNeverMemorised",
-                    f"no attack tells the original's forget set from test images, or the original from retraining (best: {best.attack}, AUC {best.area}).",
-                )
-            )
-        for attack in strong if weak else ():
-            easy, hard = result[weak[0], "original"], result[attack, "original"]
-            if auc_difference(easy.members, easy.nonmembers, hard.members, hard.nonmembers).low > 0:
-                flags.append(
-                    Flag(
-                        "WeakBeatsStrong",
-                        f"{weak[0]} (AUC {easy.auc:.3f}) beats {attack} (AUC {hard.auc:.3f}) on the original: more shadow models, or of the target's recipe, are needed.",
-                    )
-                )
-    if shadows is not None and result.reference:
-        ours, theirs = result.model(result.reference).test.value, shadows.accuracy.excluded
-        if abs(ours - theirs) > tolerance:
-            flags.append(
-                Flag(
-                    "ShadowsUnlikeTarget",
-                    f"shadow models have a held-out accuracy of {theirs:.1%}, {result.reference} has {ours:.1%}: train them with the target's recipe and architecture.",
-                )
-            )
-    for row in result.models:
-        if row.gaps and _is_twin(row.name, result.reference) and not row.gaps.auc.low <= 0 <= row.gaps.auc.high:
-            flags.append(
-                Flag(
-                    "RetrainDiffersAcrossSeeds",
-                    f"{row.name} differs from {result.reference} in AUC by {row.gaps.auc:+.3f}: compare with the mean of several retrained models.",
-                )
-            )
-    return flags
+    return ModelRow(name, *map(accuracies.get, GROUPS), measured, answers.margins, seconds, details)

@@ -59,12 +59,20 @@ class AdversarialSearchFailed(HealthFlag):
     """No adversarial example was found for some samples within the allowed distance."""
 
 
+class ClassNotGone(HealthFlag):
+    """A method without retain data could not make the model stop answering with a forgotten class."""
+
+
 class ModelNeverMemorised(HealthFlag):
     """The original model treats forget and test images alike: there is nothing to find."""
 
 
 class TooFewNonMembers(HealthFlag):
     """Too few non-members to support the false-positive rate that is asked for."""
+
+
+class TooFewTestImages(HealthFlag):
+    """A remaining class has too few test images for MIA-NN, which says what models take a forgotten class for."""
 
 
 class ShadowsUnlikeTarget(HealthFlag):

@@ -4,7 +4,7 @@ import pytest
 import typer
 
 from expunge.cli import inputs
-from expunge.cli.inputs import check_writable, is_import_path, load_pair, make_split, read_indices
+from expunge.cli.inputs import check_writable, is_import_path, load_pair, make_split, read_classes, read_indices
 from expunge.errors import DataError, MissingError, StoreError
 
 
@@ -51,6 +51,15 @@ def test_classes_may_be_names_or_numbers(digits):
     assert make_split(digits[0], None, "3, 4", None).forget_classes == (3, 4)
     with pytest.raises(MissingError, match="no class named 'three'"):
         make_split(digits[0], None, "three", None)
+
+
+def test_a_class_whose_name_has_a_comma_is_written_alone():
+    known = ("Lee, Ann", "Lee, Bo", "3")
+    assert read_classes("Lee, Bo", known) == ["Lee, Bo"]
+    assert read_classes("3, 1", known) == ["3", 1]
+    for text in ("", "3,", ","):
+        with pytest.raises(typer.BadParameter, match="commas between them"):
+            read_classes(text, known)
 
 
 @pytest.mark.parametrize("text", ["", "x", "5:", "-5", "5:x", "1.5"])

@@ -1,7 +1,9 @@
 """train → unlearn → audit on real digits: what is printed, what is written, and that it is what the library says."""
 
 import json
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -171,10 +173,97 @@ def test_without_retain_data_no_retain_sample_is_used(work, expunge, tmp_path):
 
 def test_a_class_leaves_with_and_without_retain_data_and_single_samples_are_refused(expunge, work, tmp_path):
     common = ["unlearn", "trw", "--model", work.original, "--data", work.data, "--set", "epochs=1"]
-    for i, more in enumerate([[], ["--no-retain", "--set", "use_retain=false"]]):
+    for i, more in enumerate([[], ["--no-retain", "--set", "use_retain=false", "--set", "lr=0.01"]]):
         expunge(*common, "--forget-classes", "3", *more, "-o", tmp_path / f"{i}")
         assert read_metadata(tmp_path / f"{i}")["forget"]["classes"] == ["3"]
-    assert "trw forgets whole classes" in expunge(*common, *work.forget, "-o", tmp_path / "u", code=1).stderr
+    message = expunge(*common, *work.forget, "-o", tmp_path / "u", code=1).stderr
+    assert "trw forgets whole classes" in message and "Pass --forget-classes" in message
+
+
+@pytest.fixture(scope="session")
+def threes(work) -> Path:
+    """The threes of the data alone: what somebody has who kept nothing else. The classes keep their names, and so their numbers."""
+    path, arrays = work.folder / "threes.npz", dict(np.load(work.data))
+    of_class = arrays["labels"] == 3
+    np.savez(path, **arrays | {"images": arrays["images"][of_class], "labels": arrays["labels"][of_class]})
+    return path
+
+
+@pytest.mark.parametrize("method", ["boundary_shrink", "boundary_expanding"])
+def test_a_class_leaves_alike_whether_or_not_the_data_hold_the_others(method, work, threes, expunge, tmp_path):
+    common = ["unlearn", method, "--model", work.original, "--forget-classes", "3", "--no-retain", "--device", "cpu", "--set", "lr=0.01"]
+    for name, data in {"all": work.data, "threes": threes}.items():
+        assert "warning" not in expunge(*common, "--data", data, "-o", tmp_path / name).stderr
+    everything, alone = (read_metadata(tmp_path / name)["forget"] for name in ("all", "threes"))
+    assert everything["n"] == alone["n"] > 10 and everything["classes"] == alone["classes"] == ["3"]
+    train, _ = library.load_data(threes)
+    expected = {"boundary_shrink": library.BoundaryShrink, "boundary_expanding": library.BoundaryExpanding}[method](lr=0.01)(
+        library.load_model(work.original), library.forget_only(train, [3]), device="cpu"
+    )
+    assert same(library.load_model(tmp_path / "threes"), expected)
+    # Where retain data are gone, whoever audits finds the same forget set, be it with them or without.
+    models = ["audit", "--original", work.original, "--unlearned", tmp_path / "all", "--unlearned", f"b={tmp_path / 'threes'}", "--json"]
+    out = expunge(*models, "--data", work.data, "--forget-classes", "3")
+    assert not out.stderr and json.loads(out.stdout)["sizes"]["retain"] == 200 - alone["n"]
+    out = expunge(*models, "--data", threes, "--forget-classes", "3", "--no-retain")
+    assert not out.stderr and json.loads(out.stdout)["sizes"]["forget"] == alone["n"]
+
+
+def test_samples_without_retain_data_are_known_to_the_audit(work, expunge, tmp_path):
+    out = tmp_path / "u"
+    expunge("unlearn", "delete", "--model", work.original, "--data", work.data, *work.forget, "--no-retain", "--set", "epochs=1", "-o", out)
+    assert not expunge("audit", "--original", work.original, "--unlearned", out, "--data", work.data, *work.forget).stderr
+
+
+@pytest.mark.parametrize(
+    ("classes", "message", "code"),
+    [
+        ("33", r"no class named '33'; did you mean '3'? Pass a class by its name, or by its number from 0 to 9.", 1),
+        ("three", "no class named 'three'; known: 0, 1,", 1),
+        (",".join("0123456789"), "must leave at least one class for the model to know; got all 10", 1),
+        ("3,", "expected names or numbers with commas between them", 2),
+    ],
+)
+def test_classes_that_cannot_leave_say_why(classes, message, code, work, expunge, tmp_path):
+    common = ["unlearn", "delete", "--model", work.original, "--data", work.data, "-o", tmp_path / "u", "--forget-classes", classes]
+    for more in ([], ["--no-retain"]):
+        shown = " ".join(expunge(*common, *more, code=code).stderr.replace("│", " ").split())
+        assert message in shown
+
+
+def test_data_of_one_class_say_what_is_missing(work, threes, expunge, tmp_path):
+    common = ["unlearn", "delete", "--model", work.original, "-o", tmp_path / "u", "--set", "epochs=1", "--data"]
+    out = expunge(*common, threes, "--forget-classes", "3", code=1)
+    assert "other classes must have samples too" in out.stderr and "--no-retain on the command line" in out.stderr
+    assert "got '4' without any" in expunge(*common, threes, "--forget-classes", "4", "--no-retain", code=1).stderr
+    arrays = dict(np.load(threes))
+    zeros = {name: np.zeros_like(arrays[name]) for name in ("labels", "test_labels")}
+    np.savez(tmp_path / "renamed.npz", **arrays | zeros | {"classes": ["3"]})
+    out = expunge(*common, tmp_path / "renamed.npz", "--forget-classes", "3", "--no-retain", code=1)
+    assert "must name the 10 classes of" in out.stderr and "got 1 (3)" in out.stderr and "keep its empty folder" in out.stderr
+
+
+def test_a_network_without_a_linear_layer_at_the_end_says_what_to_do(own_package, expunge):
+    conv = "import torch\ndef trained():\n    net = torch.nn.Conv2d(1, 10, 3)\n    return torch.nn.Sequential(net, torch.nn.AdaptiveMaxPool2d(1), torch.nn.Flatten())\n"
+    (own_package / "mynets.py").write_text(conv + "def load():\n    import expunge\n    return expunge.load_data('digits')\n")
+    common = [
+        "--model",
+        "mynets:trained",
+        "--data",
+        "mynets:load",
+        "--forget-classes",
+        "3",
+        "--set",
+        "epochs=1",
+        "--device",
+        "cpu",
+        "-o",
+        "u",
+    ]
+    for method, more in {"boundary_expanding": [], "trw": ["--set", "beta=10"]}.items():
+        message = expunge("unlearn", method, *common, *more, code=1).stderr
+        assert "must be what an nn.Linear layer puts out" in message and "similarity='answers'" in message
+    expunge("unlearn", "trw", *common, "--set", "beta=10", "--set", "similarity=answers")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import warnings
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from expunge import methods
 from expunge.checks import describe
 from expunge.data.images import ImageData
 from expunge.data.split import forget_classes, forget_only, forget_samples
-from expunge.errors import ConfigError, DataError, ModelError
+from expunge.errors import ClassNotGone, ConfigError, DataError, ModelError
 from expunge.methods import METHODS
 from expunge.store import canonical, rebuild
 from expunge.training.inference import logits_of
@@ -130,7 +131,11 @@ def test_corner_cases(method, n, n_forget, shape, n_classes):
     forget = (data.labels == 0).nonzero().flatten() if n_classes == 2 else range(n_forget)
     split = forget_classes(data, [0]) if method.scenario == "classes" else forget_samples(data, forget)
     method = dataclasses.replace(method, build=build) if "build" in vars(method) else method
-    unlearned = method(build(), split)
+    with warnings.catch_warnings():
+        if method.scenario == "classes" and not method.reads_retain:
+            # Two epochs may not do on a network that knows nothing; a shadow class takes all samples in without a change of the answers among the others.
+            warnings.simplefilter("ignore", ClassNotGone)
+        unlearned = method(build(), split)
     assert all(t.isfinite().all() for t in unlearned.state_dict().values())
 
 
@@ -149,8 +154,28 @@ def test_on_memorised_digits_confidence_on_the_forget_set_falls_and_retain_accur
     model, split, _ = learnt
     unlearned = method(model, split)
     assert accuracy(model, split.retain) == accuracy(model, split.forget) == 1
-    assert accuracy(unlearned, split.retain) >= (0.9 if method.name != "retrain" else 0.5)  # three epochs of retraining are few
+    assert accuracy(unlearned, split.retain) >= stays(method)
     assert true_probability(unlearned, split.forget) < true_probability(model, split.forget)
+
+
+def stays(method):
+    """The retain accuracy that must be left of 1."""
+    if method.name == "retrain":
+        return 0.5  # three epochs are few
+    if method.scenario == "classes" and not method.reads_retain:
+        return 0.5  # a step that takes all digits of a class away takes others along where no retain sample holds them; chance is 0.1
+    return 0.9
+
+
+@pytest.mark.parametrize("method", [m for m in variants() if getattr(m, "until", None) is not None and not m.reads_retain], ids=method_id)
+def test_a_class_leaves_without_retain_data_and_without_a_step_being_chosen(method, memorised_class):
+    model, split, _ = memorised_class
+    as_it_comes = dataclasses.replace(
+        method, **{f.name: f.default for f in dataclasses.fields(method) if f.name in ("epochs", "batch_size")}
+    )
+    for each in (method, as_it_comes):
+        unlearned = each(model, forget_only(split.forget, [3]))
+        assert accuracy(unlearned, split.forget) == 0 and accuracy(unlearned, split.retain) >= 0.5
 
 
 @every_method

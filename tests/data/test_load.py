@@ -201,17 +201,53 @@ def test_images_of_several_sizes_need_size(tmp_path):
 
 def test_a_folder_of_another_layout_is_explained(tmp_path):
     (tmp_path / "ant").mkdir()
-    with pytest.raises(DataError, match=r"train/CLASS/… and test/CLASS/…; got ant\. Move"):
+    with pytest.raises(DataError, match=r"train/CLASS/… and test/CLASS/…; got ant\. Move.*n_test=N"):
         load_data(tmp_path)
     image_folder(tmp_path)
     (tmp_path / "test" / "wasp").mkdir()
-    with pytest.raises(DataError, match="no other classes than train; got wasp"):
+    with pytest.raises(DataError, match=r"no other classes than train; got wasp.*train'?, n_test=N"):
         load_data(tmp_path)
     (tmp_path / "test" / "wasp").rmdir()
     for file in (tmp_path / "test").rglob("*.png"):
         file.unlink()
     with pytest.raises(DataError, match="got none with a suffix"):
         load_data(tmp_path)
+
+
+def test_a_folder_without_a_test_set_holds_out_images_of_each_class(tmp_path):
+    def held_out(root):
+        train, test = load_data(root, n_test=2)
+        assert train.classes == test.classes == tuple(sorted(p.name for p in root.iterdir()))
+        assert (test.labels.bincount() == 2).all() and (train.labels.bincount() == 3).all()
+        seen, unseen = ({image.numpy().tobytes() for image in part.images} for part in (train, test))
+        assert len(seen | unseen) == 5 * len(train.classes)  # every image is in one of the two
+        return unseen
+
+    rng = np.random.default_rng(0)
+
+    def person(name):
+        (tmp_path / name).mkdir()
+        for k in range(5):
+            Image.fromarray(rng.integers(256, size=(8, 9), dtype=np.uint8)).save(tmp_path / name / f"{k}.png")
+
+    person("ann"), person("cai")
+    before = held_out(tmp_path)
+    person("ben")
+    assert before < held_out(tmp_path)  # another class changes nothing for these
+    with pytest.raises(DataError, match="more than n_test=5 images; got 5 of 'ann'"):
+        load_data(tmp_path, n_test=5)
+
+
+def test_n_test_is_for_folders_without_a_test_set(tmp_path):
+    for wrong in (0, 1.5, True):
+        with pytest.raises(ConfigError, match="n_test must be an integer ≥ 1"):
+            load_data(tmp_path, n_test=wrong)
+    with pytest.raises(ConfigError, match="for folders of images only; got 2 with 'digits'"):
+        load_data("digits", n_test=2)
+    with pytest.raises(DataError, match=r"image files in its class folders; got none"):
+        load_data(tmp_path, n_test=1)
+    with pytest.raises(ConfigError, match="has train/ and test/"):
+        load_data(image_folder(tmp_path), n_test=1)
 
 
 def test_size_is_for_folders_only(tmp_path):

@@ -64,19 +64,37 @@ def test_classes_are_forgotten_by_name_or_number():
     split = forget_classes(TRAIN, ["deer", 3])
     assert split.forget_classes == (1, 3)
     assert set(split.forget.labels.tolist()) == {1, 3} and set(split.retain.labels.tolist()) == {0, 2}
-    assert forget_classes(TRAIN, np.array([1, 3])).forget_classes == (1, 3)
+    for several in (np.array([1, 3]), torch.tensor([3, 1]), ("frog", "deer", 1)):
+        assert forget_classes(TRAIN, several).forget_classes == (1, 3)
+    for one in ("deer", 1, np.int64(1), torch.tensor(1)):
+        assert forget_classes(TRAIN, one).forget_classes == forget_only(TRAIN.subset([1, 5]), one).forget_classes == (1,)
+
+
+def test_a_class_of_one_sample_can_be_forgotten():
+    split = forget_classes(TRAIN.subset([0, 1, 2, 4]), ["deer"])
+    assert split.forget.ids.tolist() == [1] and split.retain.ids.tolist() == [0, 2, 4]
 
 
 def test_an_unknown_class_is_named_with_the_nearest_one():
     with pytest.raises(MissingError, match="no class named 'der'; did you mean 'deer'"):
         forget_classes(TRAIN, ["der"])
-    with pytest.raises(DataError, match="nothing is retained"):
+    with pytest.raises(MissingError, match=r"no class named '4'; known: cat, .*number from 0 to 3\."):
+        forget_classes(TRAIN, [4])
+
+
+def test_classes_that_cannot_be_forgotten_say_why():
+    with pytest.raises(
+        DataError, match="at least one class for the model to know; got all 4: 'cat', 'deer', 'dog', …. If everything must go"
+    ):
         forget_classes(TRAIN, [0, 1, 2, 3])
-    with pytest.raises(DataError, match="at least one class"):
-        forget_classes(TRAIN, [])
+    for none in ([], (), None, torch.tensor([], dtype=torch.int64)):
+        with pytest.raises(DataError, match=r"at least one class with samples; got .*such as \['cat'\]"):
+            forget_classes(TRAIN, none)
     cats = TRAIN.subset([0, 1, 4, 5])
-    with pytest.raises(DataError, match="got 'frog', which has none"):
+    with pytest.raises(DataError, match="got 'frog' without any"):
         forget_classes(cats, ["cat", "frog"])
+    with pytest.raises(DataError, match=r"all 4 are of 'cat', 'deer'. .*use forget_only\(train, classes=\[...\]\), or --no-retain"):
+        forget_classes(cats, ["cat", "deer"])
 
 
 def test_without_retain_data_asking_for_them_is_an_error():
@@ -90,12 +108,15 @@ def test_without_retain_data_the_classes_can_be_told_and_are_checked():
     gone = TRAIN.subset([1, 3, 5, 7])  # deer and frogs
     assert forget_only(gone).forget_classes == ()
     assert forget_only(gone, ["frog", 1]).forget_classes == (1, 3)
-    with pytest.raises(DataError, match="classes must be all classes of the forget set"):
+    with pytest.raises(DataError, match="all classes of the forget set; got 'deer', and samples of 'frog' too"):
         forget_only(gone, ["deer"])
-    with pytest.raises(DataError, match="which has none"):
+    with pytest.raises(DataError, match="got 'cat' without any"):
         forget_only(gone, ["deer", "frog", "cat"])
-    with pytest.raises(DataError, match="all 4 classes, so that nothing is retained"):
+    with pytest.raises(DataError, match="got all 4: .*If everything must go, delete the model"):
         forget_only(TRAIN, range(4))
+    alone = ImageData(gone.images, torch.zeros(4, dtype=torch.int64), ("deer",))  # as a folder of one class is read
+    with pytest.raises(DataError, match="name the model's other classes too"):
+        forget_only(alone, ["deer"])
 
 
 @given(st.floats(0.01, 1), st.integers(0, 99))

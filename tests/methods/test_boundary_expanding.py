@@ -7,6 +7,7 @@ from expunge.errors import DataError, ModelError
 from expunge.methods import BoundaryExpanding, boundary_expanding
 from expunge.models import with_normalize
 from expunge.rng import fork
+from expunge.training import until
 from expunge.training.head import features_and_logits, features_of, last_linear
 from expunge.training.inference import logits_of
 
@@ -43,10 +44,10 @@ def test_the_shadow_is_trained_and_takes_the_forget_samples_in(memorised_class, 
         sgd(expanded, data, objective, **options)
         kept.append((before, expanded.shadow.weight.clone(), logits_of(expanded, split.forget)))
 
-    sgd = boundary_expanding.sgd
-    monkeypatch.setattr(boundary_expanding, "sgd", spy)
+    sgd = until.sgd
+    monkeypatch.setattr(until, "sgd", spy)
     FORGETS(model, split)
-    ((before, after, answers),) = kept
+    before, after, answers = kept[-1]
     assert not torch.equal(before, after) and (answers.argmax(1) == 10).float().mean() > 0.9
 
 
@@ -71,8 +72,33 @@ def test_one_step_is_that_of_a_larger_last_layer(memorised_class):
 
 def test_as_the_step_vanishes_every_row_of_the_original_stays(memorised_class):
     model, split, _ = memorised_class
-    still = BoundaryExpanding(lr=1e-12)(model, split)
+    still = BoundaryExpanding(lr=1e-12, until=None)(model, split)
     assert torch.allclose(still[-1].weight, model[-1].weight, atol=1e-8) and torch.allclose(still[-1].bias, model[-1].bias, atol=1e-8)
+
+
+def test_the_step_grows_until_the_answers_without_the_shadow_leave_the_class_and_the_shadow_starts_anew(memorised_class, monkeypatch):
+    model, split, _ = memorised_class
+    starts = []
+
+    def spy(expanded, data, objective, **options):
+        starts.append((options["lr"], expanded.shadow.weight.clone()))
+        sgd(expanded, data, objective, **options)
+
+    sgd = until.sgd
+    monkeypatch.setattr(until, "sgd", spy)
+    unlearned = BoundaryExpanding(until=0.05)(model, split)
+    assert not (logits_of(unlearned, split.forget).argmax(1) == 3).any()
+    assert len(starts) > 1 and [lr for lr, _ in starts] == [1e-5 * 2**k for k in range(len(starts))]
+    assert all(torch.equal(w, starts[0][1]) for _, w in starts)
+    alone = BoundaryExpanding(lr=starts[-1][0], until=None)(model, split)
+    assert all(torch.equal(a, b) for a, b in zip(unlearned.state_dict().values(), alone.state_dict().values(), strict=True))
+
+
+def test_batchnorm_keeps_its_statistics_unless_told_otherwise(memorised_class):
+    model, split, _ = memorised_class
+    ours, paper = (BoundaryExpanding(until=None, **options)(model, split) for options in ({}, {"batchnorm": "train"}))
+    assert torch.equal(ours[1].running_mean, model[1].running_mean)
+    assert not torch.equal(paper[1].running_mean, model[1].running_mean)
 
 
 def test_a_part_of_a_class_is_refused(memorised_class):

@@ -4,14 +4,16 @@ from torch.nn import functional
 
 from expunge.data.split import forget_classes
 from expunge.methods import DELETE, delete
+from expunge.training import until
 from expunge.training.inference import logits_of
+from toys import spy_on_sgd
 
 
 @pytest.fixture
 def target_of(monkeypatch):
     def target(method, model, split):
         taught = []
-        monkeypatch.setattr(delete, "sgd", lambda model, data, *_, **__: taught.append(data.labels))
+        monkeypatch.setattr(delete, "sgd_until_gone", lambda model, data, *_, **__: taught.append(data.labels))
         method(model, split)
         return taught[0]
 
@@ -50,3 +52,15 @@ def test_batchnorm_keeps_its_statistics_unless_told_otherwise(memorised):
     frozen, moving = (DELETE(epochs=1, **options)(model, split) for options in ({}, {"batchnorm": "train"}))
     assert torch.equal(frozen[1].running_mean, model[1].running_mean)
     assert not torch.equal(moving[1].running_mean, model[1].running_mean)
+
+
+def test_the_step_grows_until_the_class_is_gone_and_where_single_samples_leave_it_is_as_given(memorised_class, memorised, monkeypatch):
+    calls = spy_on_sgd(monkeypatch, until)
+    model, split, _ = memorised_class
+    unlearned = DELETE()(model, split)
+    assert not (logits_of(unlearned, split.forget).argmax(1) == 3).any()
+    assert len(calls) > 1 and [options["lr"] for _, options in calls] == [1e-5 * 2**k for k in range(len(calls))]
+    calls.clear()
+    model, split, _ = memorised
+    DELETE()(model, split)
+    assert [options["lr"] for _, options in calls] == [1e-5]

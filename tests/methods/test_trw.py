@@ -9,8 +9,9 @@ from torch import nn
 from expunge.data.images import ImageData, relabel
 from expunge.data.split import forget_classes, forget_only, forget_samples
 from expunge.errors import ConfigError, DataError, ModelError
-from expunge.methods import DELETE, TRW, delete, trw, trw_target
+from expunge.methods import DELETE, TRW, trw_target
 from expunge.rng import draw_seed, fork
+from expunge.training import until
 from expunge.training.inference import logits_of
 from expunge.training.loop import sgd
 from expunge.training.objectives import cross_entropy
@@ -24,7 +25,7 @@ SIMILARITIES = ("weights", "features", "logits", "answers")
 @pytest.fixture
 def trained_on(monkeypatch):
     """What TRW and DELETE hand to the training loop: filled in while they run."""
-    return spy_on_sgd(monkeypatch, trw, delete)
+    return spy_on_sgd(monkeypatch, until)
 
 
 def same(a, b):
@@ -122,7 +123,7 @@ def test_without_tilt_the_target_is_that_of_delete_bit_for_bit(memorised_class, 
     model, split, _ = memorised_class
     split = forget_classes(split.train, classes)
     TRW(**QUICK, beta=0.0)(model, split)
-    DELETE(epochs=1)(model, split)
+    DELETE(epochs=1, until=None)(model, split)
     (rwft, _), (distilled, _) = trained_on
     assert torch.equal(rwft[0].labels, distilled.labels)
 
@@ -131,7 +132,7 @@ def test_without_tilt_the_target_is_that_of_delete_bit_for_bit(memorised_class, 
 def test_every_sample_has_the_similarities_of_its_own_class(memorised_class, trained_on, similarity):
     model, split, _ = memorised_class
     split = forget_classes(split.train, [3, 5])
-    TRW(**QUICK, similarity=similarity)(model, split)
+    TRW(**QUICK, beta=10.0, similarity=similarity)(model, split)
     target, logits = trained_on[0][0][0].labels, logits_of(model, split.forget)
     untilted = trw_target(logits, [3, 5], torch.zeros(10), 0.0)
     remaining = [k for k in range(10) if k not in (3, 5)]
@@ -150,14 +151,14 @@ def test_similarity_of_weights_is_the_softmax_of_cosines_between_centred_rows(me
     w = w - w.mean(0)
     cosines = torch.stack([torch.cosine_similarity(w[3], row, dim=0) for row in w]) / 0.1
     cosines[3] = -torch.inf
-    ours = TRW()._similarity(model, split, logits_of(model, split.forget), [])
+    ours = TRW().similarity_of(model, split, logits_of(model, split.forget), [])
     assert torch.allclose(ours[3], cosines.softmax(0), atol=1e-5)
 
 
 def test_similarity_of_answers_is_the_mean_of_the_renormalised_answers(memorised_class):
     model, split, _ = memorised_class
     logits = logits_of(model, split.forget)
-    ours = TRW(similarity="answers")._similarity(model, split, logits, [])
+    ours = TRW(similarity="answers").similarity_of(model, split, logits, [])
     assert torch.allclose(ours[3], trw_target(logits, [3], torch.zeros(10), 0.0).mean(0), atol=1e-6)
 
 
@@ -174,14 +175,14 @@ def test_similar_classes_are_those_whose_images_are_alike(digits, memorised_clas
     split = forget_classes(train, [8])
     logits = logits_of(twins, split.forget)
     for similarity in SIMILARITIES:
-        s = TRW(similarity=similarity)._similarity(twins, split, logits, [split.forget, split.retain])[8]
+        s = TRW(similarity=similarity).similarity_of(twins, split, logits, [split.retain])[8]
         assert s.argmax() == 7 and s[8] == 0 and float(s.sum()) == pytest.approx(1), similarity
 
 
 def test_fewer_principal_directions_change_the_cosines_and_enough_do_not(memorised_class):
     model, split, _ = memorised_class
     logits = logits_of(model, split.forget)
-    whole, nine, two = (TRW(n_components=n)._similarity(model, split, logits, []) for n in (50, 9, 2))
+    whole, nine, two = (TRW(n_components=n).similarity_of(model, split, logits, []) for n in (50, 9, 2))
     assert torch.allclose(whole, nine, atol=1e-5) and not torch.allclose(whole, two, atol=1e-2)
 
 
@@ -190,14 +191,14 @@ def test_classes_without_a_retain_sample_have_no_similarity_by_features(memorise
     split = forget_classes(split.train.subset((split.train.labels != 6).nonzero().flatten()), [3])
     logits = logits_of(model, split.forget)
     for similarity in ("features", "logits"):
-        s = TRW(similarity=similarity)._similarity(model, split, logits, [split.forget, split.retain])
+        s = TRW(similarity=similarity).similarity_of(model, split, logits, [split.retain])
         assert s[3].isfinite().all() and s[3, 6] == s[3, 3] == 0 and float(s[3].sum()) == pytest.approx(1)
 
 
 def test_with_a_share_of_the_retain_data_each_class_gives_its_share_and_the_rest_is_never_read(memorised_class, trained_on):
     model, split, _ = memorised_class
     watched = Watched(split.train)
-    TRW(**QUICK, retain_ratio=0.2, similarity="features")(model, forget_classes(watched, [3]))
+    TRW(**QUICK, beta=1.0, retain_ratio=0.2, similarity="features")(model, forget_classes(watched, [3]))
     retain = trained_on[0][0][1]
     assert watched.read == set(retain.ids.tolist()) | set(split.forget.ids.tolist())
     for k in retain.labels.unique():
@@ -211,10 +212,12 @@ def test_without_retain_data_batchnorm_keeps_its_statistics(memorised_class, tra
     model, split, _ = memorised_class
     unlearned = TRW(**QUICK, use_retain=False)(model, forget_only(split.forget, [3]))
     assert torch.equal(unlearned[1].running_mean, model[1].running_mean)
-    ((_, options),) = trained_on
-    assert options["lr"] == 1e-4
+    assert [options["lr"] for _, options in trained_on] == [1e-5 * 2**k for k in range(len(trained_on))] and len(trained_on) > 1
+    assert not (logits_of(unlearned, split.forget).argmax(1) == 3).any()
+    trained_on.clear()
     TRW(**QUICK)(model, split)
-    assert trained_on[1][1]["batchnorm"] == "train" and trained_on[1][1]["lr"] == 0.01
+    ((_, options),) = trained_on
+    assert options["batchnorm"] == "train" and options["lr"] == 0.01
     with pytest.raises(ConfigError, match="similarity='logits' compares classes by their retain samples"):
         TRW(use_retain=False, similarity="logits")
 
@@ -236,6 +239,12 @@ def test_a_last_layer_that_is_not_linear_is_named_with_the_remedy_and_answers_do
     model, split, _ = memorised_class
     scaled = nn.Sequential(model, nn.Softplus())
     with pytest.raises(ModelError, match=r"nn.Linear layer.*Softplus.*similarity='answers'"):
-        TRW(**QUICK)(scaled, split)
-    TRW(**QUICK, similarity="answers")(scaled, split)
-    TRW(**QUICK, beta=0.0)(scaled, split)
+        TRW(**QUICK, beta=1.0)(scaled, split)
+    TRW(**QUICK, beta=1.0, similarity="answers")(scaled, split)
+
+
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+def test_without_tilt_no_last_linear_layer_is_needed_and_the_similarity_makes_no_difference(memorised_class, similarity):
+    model, split, _ = memorised_class
+    scaled = nn.Sequential(model, nn.Softplus())
+    assert same(TRW(**QUICK, similarity=similarity)(scaled, split), TRW(**QUICK, beta=0.0)(scaled, split))

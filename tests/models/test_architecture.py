@@ -29,6 +29,7 @@ def build(name: str, shape: tuple[int, int, int] = (3, 32, 32), n_classes: int =
         ("all_cnn", 1_370_986),
         ("all_cnn_plain", 1_369_738),  # 1.37 M; the paper says 1.4 M
         ("resnet_small", 701_466),
+        ("resnet_tiny", 308_826),
     ],
 )
 def test_parameter_counts_are_those_of_the_papers(name, n_parameters):
@@ -38,7 +39,8 @@ def test_parameter_counts_are_those_of_the_papers(name, n_parameters):
 
 
 @pytest.mark.parametrize(
-    ("name", "megaflops"), [("resnet_small", 70), ("resnet18", 1111), ("resnet9", 759), ("vgg19", 796), ("all_cnn", 562)]
+    ("name", "megaflops"),
+    [("resnet_small", 70), ("resnet_tiny", 32), ("resnet18", 1111), ("resnet9", 759), ("vgg19", 796), ("all_cnn", 562)],
 )
 def test_documented_work_is_what_the_flop_counter_measures(name, megaflops):
     with torch.device("meta"):

@@ -1,7 +1,13 @@
 """A realistic audit as plain numbers, with the shapes and the sizes of a real one; the data are drawn, not trained."""
 
+import json
+
 import numpy as np
 import pytest
+import torch
+
+from expunge.audits.told_apart import ClassLeakage
+from expunge.audits.u_lira import u_lira_class, u_lira_floor
 
 FORGET, RETAIN, TEST = 100, 900, 797
 UNDERPOWERED = "underpowered: the threshold rests on 7 non-members"
@@ -101,3 +107,109 @@ def sample():
         "histograms": histograms,
         "flags": [{"name": "TooFewNonMembers", "message": "TPR at 1% FPR needs 500 non-members, got 397. Ask for a larger fpr."}],
     }  # fmt: skip
+
+
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+PROFILES = {  # mean probabilities of each model on unseen deer
+    "original": (1, 0, 3, 3, 84, 2, 3, 4, 0, 0),
+    "AMUN": (3, 1, 25, 13, 4, 7, 17, 29, 1, 0),
+    "GradientAscent": (12, 9, 11, 10, 0, 11, 13, 10, 12, 12),
+    "retrained": (2, 0, 22, 13, 0, 8, 16, 38, 1, 0),
+    "retrained 2": (2, 0, 24, 12, 0, 7, 17, 37, 1, 0),
+}
+
+
+def fraction(value, width, n):
+    return {"value": value, "low": max(0.0, value - width), "high": min(1.0, value + width), "n": n, "note": None}
+
+
+def class_answers(profiles, classes, forgotten, neighbour, n=100):
+    """One forgotten class as an audit's plain values; the retrained models among `profiles` are told by their names."""
+    shares = {name: np.array(profile, float) / sum(profile) for name, profile in profiles.items()}
+    retrained = [name for name in shares if name.startswith("retrained")]
+    rn, rows = classes.index(neighbour) if neighbour else None, []
+    for name, share in shares.items():
+        peers = [shares[r] for r in retrained if r != name]
+        distance = near = None
+        if peers:
+            middle = np.mean(peers, 0)
+            distance = fraction(float(np.abs(share - middle).sum() / 2), 0.04, n)
+            near = {
+                "neighbour": rn, "scores": share.tolist(), "reference_scores": [peer.tolist() for peer in peers],
+                "score": fraction(float(share[rn]), 0.09, n), "reference": fraction(float(middle[rn]), 0.09, n),
+                "gap": estimate(float(share[rn] - middle[rn]), 0.11, n), "profile_gap": float(np.abs(share - middle).mean()),
+            }  # fmt: skip
+        sharper = share**1.6 / (share**1.6).sum()
+        rows.append({
+            "model": name, "answer": [round(x, 5) for x in share.tolist()], "predicted": [round(x, 5) for x in sharper.tolist()],
+            "distance": distance, "neighbour": near,
+        })  # fmt: skip
+    several = len(retrained) > 1
+    return {
+        "name": forgotten, "classes": list(classes), "n": n, "neighbour": neighbour,
+        "distance_floor": {"value": 0.031, "low": 0.029, "high": 0.0337, "n": 2, "note": None} if several else None,
+        "neighbour_floor": {"value": 0.012, "low": 0.01, "high": 0.0143, "n": 2, "note": None} if several else None,
+        "rows": rows,
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def leakage():
+    """A real result of U-LiRA, on margins that are drawn: 6 + 6 models on 400 seen and 100 unseen images."""
+    draw = torch.Generator().manual_seed(0)
+    n = {"own train": 400, "own unseen": 100, "neighbour train": 400, "neighbour unseen": 100}
+    margins = lambda shift: {key: shift + torch.randn(6, n[key], generator=draw) for key in n}  # noqa: E731
+    retrained = margins(0.0)
+    rows = {
+        method: {key: u_lira_class(mine, retrained[key]) for key, mine in margins(shift).items()}
+        for method, shift in {"original": 6.0, "AMUN": 0.7, "GradientAscent": -2.0}.items()
+    }
+    return ClassLeakage("deer", "horse", rows, {key: u_lira_floor(mine) for key, mine in retrained.items()}, 6)
+
+
+@pytest.fixture
+def class_sample(sample, leakage):
+    """The same audit, had the class deer been forgotten: unseen deer are non-members, and there is what the models answer on them."""
+    rng, edges = np.random.default_rng(1), np.array(sample["histograms"][0]["edges"])
+    for model in sample["models"]:
+        right = {"original": 83, "AMUN": 4}.get(model["name"], 0)
+        model["forget_test"] = proportion(right, 100)
+        if model["gaps"]:
+            model["gaps"]["forget_test"] = estimate(right / 100, 0.04, 100)
+    for entry in sample["histograms"]:
+        draws = rng.normal(-4, 1.5, 100).clip(edges[0], edges[-1])
+        entry["forget_test"] = np.histogram(draws, edges, density=True)[0].tolist()
+    return sample | {
+        "title": "Audit of class forgetting", "sizes": sample["sizes"] | {"forget_test": 100},
+        "classes": [class_answers(PROFILES, CLASSES, "deer", "horse") | {"leakage": leakage.to_dict()}],
+    }  # fmt: skip
+
+
+@pytest.fixture
+def many_classes(class_sample):
+    """Forty people, one of them forgotten: no more than a dozen columns fit."""
+    people = ["George W Bush", "Colin Powell", *(f"Given Familyname-{k}" for k in range(38))]
+    rng = np.random.default_rng(2)
+    base = rng.dirichlet(np.full(40, 0.25))
+    profiles = {name: base + 0.25 * rng.dirichlet(np.full(40, 0.3)) for name in PROFILES}
+    for name in PROFILES:
+        profiles[name][0] = {"original": 5.0, "AMUN": 0.05}.get(name, 0)
+    neighbour = people[1 + int(profiles["retrained"][1:].argmax())]
+    return class_sample | {"classes": [class_answers(profiles, people, people[0], neighbour, 20)]}
+
+
+@pytest.fixture
+def many_retrained(class_sample):
+    """Five retrained models: too many to list."""
+    result = json.loads(json.dumps(class_sample))
+    for k, name in enumerate(("retrained 3", "retrained 4", "retrained 5"), 1):
+        for entries, key in (
+            (result["models"], "name"),
+            (result["attacks"], "model"),
+            (result["histograms"], "model"),
+            (result["classes"][0]["rows"], "model"),
+        ):
+            entries += [json.loads(json.dumps(entry)) | {key: name} for entry in entries if entry[key] == "retrained 2"]
+        model = result["models"][-1]
+        model["test"]["value"] -= 0.01 * k
+    return result

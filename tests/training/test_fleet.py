@@ -255,6 +255,24 @@ def test_every_sample_is_in_exactly_half_of_the_shadow_models():
     assert not torch.equal(included, halves(101, 6, seed=1))
 
 
+def test_each_shadow_model_can_have_exactly_half_of_some_samples():
+    balanced = torch.tensor([3, 50, 7, 100, 8, 9])
+    included = halves(101, 20, seed=0, balanced=balanced)
+    assert (included[:, balanced].sum(1) == 3).all() and (included.sum(0) == 10).all()
+    assert torch.equal(included[0::2], ~included[1::2]) and set(included.sum(1).tolist()) == {50, 51}
+    assert len(included[::2, balanced].unique(dim=0)) > 3  # which half is drawn anew for each pair
+    assert torch.equal(halves(101, 6, seed=0, balanced=torch.empty(0, dtype=torch.int64)), halves(101, 6, seed=0))
+    with pytest.raises(DataError, match="even number of samples.*got 5. Leave one out"):
+        halves(101, 2, seed=0, balanced=balanced[1:])
+
+
+def test_balanced_samples_are_positions_in_the_training_set(tmp_path):
+    models = shadows(tmp_path, n=2, balanced=[5, 2, 40, 1])
+    assert torch.equal(models.included, halves(101, 2, seed=0, balanced=torch.tensor([1, 2, 5, 40])))
+    with pytest.raises(DataError, match=r"balanced must lie in \[0, 60\)"):
+        shadows(tmp_path, n=2, balanced=[60, 1])
+
+
 def test_more_shadow_models_keep_those_of_before(tmp_path, trained):
     few = shadows(tmp_path, n=2)
     many = shadows(tmp_path, n=4)

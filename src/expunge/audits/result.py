@@ -11,9 +11,10 @@ from torch import Tensor
 from ..checks import choose
 from ..errors import MissingError
 from ..metrics.estimate import Estimate
-from ..metrics.gap import Gaps
+from ..metrics.gap import GROUPS, Gaps
 from ..metrics.roc import roc_band
 from ..report import write
+from .class_answers import ClassAnswers
 from .tables import Table, as_text, notes, tables
 
 HISTOGRAM_BINS = 40
@@ -35,14 +36,18 @@ class Flag:
 @final
 @dataclass(frozen=True, eq=False)
 class ModelRow:
-    """One model: its accuracies, fractions in [0, 1], and its gaps to the reference (None for the reference itself, or without one)."""
+    """One model: its accuracies, fractions in [0, 1], and its gaps to the reference (None for the reference itself, or without one).
+
+    Where whole classes are forgotten, `forget_test` is the accuracy on unseen images of these classes and `test` that on the others; elsewhere it is None.
+    """
 
     name: str
     forget: Estimate
+    forget_test: Estimate | None
     retain: Estimate | None
     test: Estimate
     gaps: Gaps | None
-    margins: dict[str, Tensor] = field(repr=False)  # logit margin of each sample of "forget", "retain", "test"
+    margins: dict[str, Tensor] = field(repr=False)  # logit margin of each sample of "forget", "forget_test", "retain", "test"
     seconds: float | None = None
     details: str | None = None
 
@@ -85,6 +90,7 @@ class Audit:
         floor: the largest average gap between the reference and another retrained model: what chance alone does; None without another.
         flags: what makes the numbers less certain than they look.
         sizes: how many forget, retain and test samples and shadow models there were.
+        classes: for each forgotten class, what the models answer on its unseen images; empty where no whole class is forgotten.
     """
 
     models: list[ModelRow]
@@ -95,6 +101,7 @@ class Audit:
     sizes: dict[str, int]
     provenance: dict[str, Any]
     title: str = "Audit of unlearning"
+    classes: list[ClassAnswers] = field(default_factory=list)
 
     def __getitem__(self, key: tuple[str, str]) -> AttackRow:
         attack, model = key
@@ -132,6 +139,7 @@ class Audit:
             "attacks": [_attack_dict(row) for row in self.attacks],
             "floor": self.floor and self.floor.to_dict(),
             "histograms": _histograms(self.models),
+            "classes": [answers.to_dict() for answers in self.classes],
             "flags": [{"name": flag.name, "message": flag.message} for flag in self.flags],
         }
 
@@ -147,12 +155,15 @@ class Audit:
         write(self.to_dict(), path)
 
 
+def is_twin(name: str, reference: str | None) -> bool:
+    """Whether this is another retrained model: "retrained 2" where the reference is "retrained"."""
+    return reference is not None and name.startswith(f"{reference} ") and name.removeprefix(f"{reference} ").isdigit()
+
+
 def _model_dict(row: ModelRow) -> dict[str, Any]:
-    gaps = None if row.gaps is None else dict(zip(("forget", "retain", "test", "auc", "average"), map(_plain, row.gaps), strict=True))
-    return {
-        "name": row.name, "forget": _plain(row.forget), "retain": _plain(row.retain), "test": _plain(row.test),
-        "gaps": gaps, "seconds": row.seconds, "details": row.details,
-    }  # fmt: skip
+    gaps = row.gaps and {name: _plain(gap) for name, gap in row.gaps._asdict().items()}
+    accuracies = {group: _plain(getattr(row, group)) for group in GROUPS}
+    return {"name": row.name} | accuracies | {"gaps": gaps, "seconds": row.seconds, "details": row.details}
 
 
 def _attack_dict(row: AttackRow) -> dict[str, Any]:
@@ -181,8 +192,7 @@ def _histograms(models: list[ModelRow]) -> list[dict[str, Any]]:
         return [round(v, 6) for v in (counts / len(margins) / width).tolist()]
 
     return [
-        {"model": row.name, "edges": [round(v, 4) for v in edges.tolist()]}
-        | {name: densities(row.margins.get(name)) for name in ("forget", "retain", "test")}
+        {"model": row.name, "edges": [round(v, 4) for v in edges.tolist()]} | {name: densities(row.margins.get(name)) for name in GROUPS}
         for row in models
     ]
 

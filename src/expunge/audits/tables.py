@@ -2,7 +2,11 @@
 
 from typing import Any, NamedTuple
 
+from ..metrics.gap import GROUPS
+from ..report.twins import folded, folded_name
+
 Plain = dict[str, Any]
+COUNTS = {2: "two", 3: "three", 4: "four"}
 
 
 class Table(NamedTuple):
@@ -14,35 +18,93 @@ class Table(NamedTuple):
 
 
 def tables(result: Plain) -> list[Table]:
-    """The two tables of an audit: accuracies with the average gap, and membership."""
+    """The tables of an audit: accuracies with the average gap, membership, and what models answer on each forgotten class; many retrained models in one row."""
+    result = folded(result)
     models, attacks = result["models"], result["attacks"]
     entering, fpr = attacks[-1]["attack"], attacks[0]["fpr"]
-    counted = "three" if models[0]["retain"] else "two"  # there may be no retain data
-    accuracy = [
-        [m["name"], *(percent(m[g]) for g in ("forget", "retain", "test")), percent(m["gaps"] and m["gaps"]["average"])] for m in models
-    ]
+    groups = [group for group in GROUPS if models[0].get(group)]  # there may be no retain data, and no forgotten class
+    accuracy = [[m["name"], *(percent(m[g]) for g in groups), percent(m["gaps"] and m["gaps"]["average"])] for m in models]
     membership = [[a["attack"], a["model"], number(a["auc"]), number(a["tpr"]), number(a["gap"], "+.3f")] for a in attacks]
     return [
         Table(
-            f"Accuracy in %, and average gap to {result['reference'] or 'a retrained model'} ({counted} accuracies and {entering} AUC, in points)",
-            ["model", "forget", "retain", "test", "average gap"], accuracy,
+            f"Accuracy in %, and average gap to {result['reference'] or 'a retrained model'} ({COUNTS[len(groups)]} accuracies and {entering} AUC, in points)",
+            ["model", *(g.replace("_", " ") for g in groups), "average gap"], accuracy,
         ),
         Table(
-            "Membership: forget samples against test samples (0.5 = cannot be told apart)",
+            f"Membership: forget samples against {'test samples of their classes' if 'forget_test' in groups else 'test samples'} (0.5 = cannot be told apart)",
             ["attack", "model", "AUC", f"TPR at {100 * fpr:g} % FPR", "AUC gap"], membership,
         ),
+        *(table for answers in result.get("classes") or [] for table in _class_tables(answers)),
     ]  # fmt: skip
 
 
+def _class_tables(answers: Plain) -> list[Table]:
+    """What models answer on one forgotten class, and U-LiRA on it if it was measured."""
+    rows = []
+    for row in answers["rows"]:
+        near = row["neighbour"]
+        rows.append(
+            [row["model"], top_answers(row["answer"], answers["classes"]), percent(near and near["score"]), percent(near and near["gap"], "+.1f"), number(row["distance"])]
+        )  # fmt: skip
+    neighbour = f", which retrained models take for {answers['neighbour']}" if answers["neighbour"] else ""
+    answered = Table(
+        f"Answers on {answers['n']} unseen images of {answers['name']}{neighbour}",
+        ["model", "mean answer in %", f"{' '.join(filter(None, ('MIA-NN', answers['neighbour'])))}, %", "gap, points", "TV to retrained"],
+        rows,
+    )
+    return [answered, _leakage_table(answers["leakage"])] if answers.get("leakage") else [answered]
+
+
+def _leakage_table(leakage: Plain) -> Table:
+    scores = [f"{score} {images}" for score in ("own", "neighbour") for images in ("train", "unseen")]
+    rows = [
+        [row["method"], *(number(row[score]["auc"]) for score in scores), number(row["own train"]["balanced_accuracy"])]
+        for row in leakage["rows"]
+    ]
+    if leakage["floors"]:
+        rows.append(["floor: |AUC − 0.5| of retrained", *(number(leakage["floors"][score]) for score in scores), "-"])
+    return Table(
+        f"U-LiRA on {leakage['name']}, {leakage['n']} unlearned against {leakage['n']} retrained models (AUC, 0.5 = cannot be told apart; neighbour: {leakage['neighbour']})",
+        ["method", *scores, "balanced accuracy"],
+        rows,
+    )
+
+
+def top_answers(answer: list[float], classes: list[str], n: int = 3) -> str:
+    """The n classes with the highest mean probability, in percent.
+
+    Example:
+        >>> top_answers([0.2, 0.1, 0.7], ["ship", "cat", "truck"], n=2)
+        'truck 70, ship 20'
+    """
+    order = sorted(range(len(answer)), key=lambda k: -answer[k])[:n]
+    return ", ".join(f"{classes[k]} {100 * answer[k]:.0f}" for k in order)
+
+
 def notes(result: Plain) -> list[str]:
-    """What belongs under the tables: sizes, the null floor, flags."""
+    """What belongs under the tables: sizes, null floors, flags."""
     counts = ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in result["sizes"].items())
     floor = (
         [f"Null floor: retrained models have an average gap of up to {percent(result['floor'])} points to one another."]
         if result["floor"]
         else []
     )
-    return [f"Intervals: 95 %. Samples: {counts}.", *floor, *(f"Flag {flag['name']}: {flag['message']}" for flag in result["flags"])]
+    for answers in result.get("classes") or []:
+        near, far = (answers[f"{measure}_floor"] for measure in ("neighbour", "distance"))
+        parts = [f"MIA-NN gap {percent(near)} points"] if near and near["value"] is not None else []
+        parts += [f"TV {number(far)}"] if far and far["value"] is not None else []
+        if parts:
+            floor.append(
+                f"Null floor on {answers['name']}, a retrained model against the others (mean, smallest to largest): {', '.join(parts)}."
+            )
+    name = folded_name(result)
+    spread = [f"{name}: the mean of these models, and from the smallest to the largest."] if name else []
+    return [
+        f"Intervals: 95 %. Samples: {counts}.",
+        *spread,
+        *floor,
+        *(f"Flag {flag['name']}: {flag['message']}" for flag in result["flags"]),
+    ]
 
 
 def as_text(result: Plain) -> str:
@@ -61,11 +123,11 @@ def number(estimate: Plain | None, form: str = ".3f") -> str:
     return f"{value} [{low}, {high}]"
 
 
-def percent(estimate: Plain | None) -> str:
+def percent(estimate: Plain | None, form: str = ".1f") -> str:
     """A fraction with its interval, in percent."""
     if estimate is None or estimate["value"] is None:
         return number(estimate)
-    return number({k: 100 * estimate[k] for k in ("value", "low", "high")}, ".1f")
+    return number({k: 100 * estimate[k] for k in ("value", "low", "high")}, form)
 
 
 def _aligned(rows: list[list[str]]) -> list[str]:

@@ -8,6 +8,7 @@ import typer
 from ..errors import ConfigError
 from .inputs import (
     check_one,
+    check_same_classes,
     check_same_data,
     check_writable,
     describe_split,
@@ -15,6 +16,7 @@ from .inputs import (
     load_pair,
     make_split,
     metadata_of,
+    same_forget_set,
     training_of,
 )
 from .options import Build, Data, Device, Force, ForgetClasses, ForgetIndices, ForgetRandom, Json, Root, Seed, Size, Store, Workers
@@ -50,6 +52,12 @@ def audit(
     forget_indices: ForgetIndices = None,
     forget_classes: ForgetClasses = None,
     forget_random: ForgetRandom = None,
+    no_retain: Annotated[
+        bool,
+        typer.Option(
+            "--no-retain", help="The retain data are gone: audit without them. The training data may be the forget samples alone."
+        ),
+    ] = False,
     shadows: Annotated[
         int,
         typer.Option(
@@ -78,7 +86,8 @@ def audit(
     --seed is that of the shadow models.
     """
     options = {"forget_indices": forget_indices, "forget_classes": forget_classes, "forget_random": forget_random}
-    check_one(**options)
+    if not no_retain or any(value is not None for value in options.values()):
+        check_one(**options)
     check_writable(html, force)
     from ..auditing import audit as run
 
@@ -86,7 +95,7 @@ def audit(
     metadata = {name: metadata_of(text) for name, text in named.items()}
     models = {name: load_network(text, build) for name, text in named.items()}
     pair = load_pair(data, root, size)
-    split = make_split(pair.train, *options.values())
+    split = make_split(pair.train, *options.values(), no_retain)
     _check_origins(named, metadata, split)
     trained = (
         _shadows(metadata["original"], build, pair, n=shadows, store=store, seed=seed, workers=as_workers(workers), device=device)
@@ -139,11 +148,13 @@ def _numbered(name: str, k: int) -> str:
 
 
 def _check_origins(named: dict[str, str], metadata: dict[str, dict[str, Any]], split: "Split") -> None:
-    """Warns of checkpoints that were made from other data, or without another forget set, than the audit is about."""
+    """Refuses checkpoints with other classes, and warns of ones from other data or without another forget set, than the audit is about."""
     for name, known in metadata.items():
-        check_same_data(named[name], known, split.train)
+        check_same_classes(named[name], known, split.train.classes)
+        if split.has_retain:
+            check_same_data(named[name], known, split.train)
         left_out = known.get("forget") or known.get("without")
-        if left_out and left_out["digest"] != describe_split(split)["digest"]:
+        if left_out and not same_forget_set(left_out, describe_split(split)):
             complain("warning", f"{named[name]} was made without {left_out['n']} samples that are not the forget set of this audit.")
 
 

@@ -120,24 +120,42 @@ def recipe_of(record: dict[str, Any]) -> "Recipe":
     return rebuild(record, {cls.__name__: cls for cls in (Recipe, Constant, Cosine, Step)})
 
 
-def make_split(train: "Samples", indices: Path | None, classes: str | None, random: str | None) -> "Split":
-    """The split of the one of three options that was given.
+def make_split(train: "Samples", indices: Path | None, classes: str | None, random: str | None, no_retain: bool = False) -> "Split":
+    """The split of the one of three options that was given; with no_retain of its forget samples alone, and without an option of all samples.
 
     Raises:
-        typer.BadParameter: none or several of them, or a malformed one.
+        typer.BadParameter: a malformed option.
         DataError, MissingError: samples or classes that do not exist.
     """
-    from ..data.split import forget_classes, forget_random, forget_samples
+    from ..data.split import forget_classes, forget_only, forget_random, forget_samples, samples_of
 
+    if classes is not None:  # without retain data, there may be no samples but these
+        names = read_classes(classes, train.classes)
+        return forget_only(samples_of(train, names), names) if no_retain else forget_classes(train, names)
     if indices is not None:
-        return forget_samples(train, read_indices(indices))
-    if classes is not None:
-        names = [name.strip() for name in classes.split(",")]
-        return forget_classes(train, [int(n) if n.isdigit() and n not in train.classes else n for n in names])
-    found = re.fullmatch(r"(\d+)(?::(\d+))?", random or "")
-    if not found:
-        raise typer.BadParameter(f"expected N or N:SEED, such as 500:1; got {random!r}.", param_hint="--forget-random")
-    return forget_random(train, int(found[1]), seed=int(found[2] or 0))
+        split = forget_samples(train, read_indices(indices))
+    elif random is not None:
+        found = re.fullmatch(r"(\d+)(?::(\d+))?", random)
+        if not found:
+            raise typer.BadParameter(f"expected N or N:SEED, such as 500:1; got {random!r}.", param_hint="--forget-random")
+        split = forget_random(train, int(found[1]), seed=int(found[2] or 0))
+    else:
+        return forget_only(train)
+    return forget_only(split.forget) if no_retain else split
+
+
+def read_classes(text: str, known: tuple[str, ...]) -> list[str | int]:
+    """The names and numbers in "deer,4"; a class whose name has a comma is written alone.
+
+    Raises:
+        typer.BadParameter: a name that is empty.
+    """
+    names = [text] if text in known else [name.strip() for name in text.split(",")]
+    if not all(names):
+        raise typer.BadParameter(
+            f"expected names or numbers with commas between them, such as deer,4; got {text!r}.", param_hint="--forget-classes"
+        )
+    return [int(name) if name.isdecimal() and name not in known else name for name in names]
 
 
 def check_one(**options: Any) -> None:
@@ -201,8 +219,25 @@ def check_writable(path: Path | None, force: bool) -> None:
 
 def describe_split(split: "Split") -> dict[str, Any]:
     """A forget set as a checkpoint remembers it: its size and a digest, not who is in it."""
-    digest = hashlib.sha256(json.dumps(split.forget_indices.tolist()).encode()).hexdigest()
-    return {"n": len(split.forget_indices), "digest": digest[:16], "classes": [split.train.classes[k] for k in split.forget_classes]}
+    ids = split.forget.ids.tolist()  # positions in the training set also where the rest of it is not used
+    digest = hashlib.sha256(json.dumps(ids).encode()).hexdigest()
+    return {"n": len(ids), "digest": digest[:16], "classes": [split.train.classes[k] for k in split.forget_classes]}
+
+
+def same_forget_set(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    """Whether two descriptions are of one forget set. Whole classes need no positions, which are others where the rest of the data is gone."""
+    return a["digest"] == b["digest"] or (a["n"] == b["n"] and bool(a["classes"]) and a["classes"] == b["classes"])
+
+
+def check_same_classes(text: str, metadata: dict[str, Any], classes: tuple[str, ...]) -> None:
+    """Raises DataError if the data name more or fewer classes than the model of a checkpoint tells apart: labels would mean other classes."""
+    n = metadata.get("architecture", {}).get("n_classes", len(classes))
+    if n != len(classes):
+        named = ", ".join(classes[:3]) + ", …" * (len(classes) > 3)
+        raise DataError(
+            f"the data must name the {n} classes of {text}, in its order; got {len(classes)} ({named}). Where a class has no images left, keep its empty folder, "
+            "or its name in the array classes."
+        )
 
 
 def check_same_data(text: str, metadata: dict[str, Any], train: "Samples") -> None:

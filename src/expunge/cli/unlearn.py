@@ -9,6 +9,7 @@ import typer
 from ..errors import ConfigError
 from .inputs import (
     check_one,
+    check_same_classes,
     check_same_data,
     check_writable,
     describe_split,
@@ -23,7 +24,6 @@ from .output import percent, print_json, print_table
 from .train import accuracies
 
 if TYPE_CHECKING:
-    from ..data.split import Split
     from ..methods import Method
 
 
@@ -56,7 +56,8 @@ def unlearn(
     no_retain: Annotated[
         bool,
         typer.Option(
-            "--no-retain", help="The retain data are gone: use the forget samples alone. Without a --forget option: all the data given."
+            "--no-retain",
+            help="The retain data are gone: use the forget samples alone, which the data may consist of. Without a --forget option: all the data given.",
         ),
     ] = False,
     build: Build = None,
@@ -84,11 +85,17 @@ def unlearn(
     metadata = metadata_of(model)
     given = training_of(metadata, build)
     chosen = make_method(method, settings or [], given, no_retain)
+    if chosen.scenario == "classes" and forget_classes is None:
+        raise ConfigError(
+            f"{method} forgets whole classes, and would take the images of the same class that stay along; got none named. Pass --forget-classes A,B (with --no-retain "
+            "the data may hold them alone), or a method for samples (`expunge list methods`)."
+        )
     original = load_network(model, build)
     pair = load_pair(data, root, size)
+    check_same_classes(model, metadata, pair.train.classes)
     if not no_retain:
         check_same_data(model, metadata, pair.train)
-    split = _split(pair.train, options, no_retain)
+    split = make_split(pair.train, *options.values(), no_retain)
     start = time.perf_counter()
     unlearned = chosen(original, split, seed=seed, device=device)
     seconds = round(time.perf_counter() - start, 3)
@@ -132,12 +139,3 @@ def make_method(name: str, settings: list[str], given: dict[str, Any], no_retain
     if no_retain and method.reads_retain and "use_retain" in cls.__dataclass_fields__:
         raise ConfigError(f"{name} reads retain samples unless it is told not to; got --no-retain. Add --set use_retain=false.")
     return method
-
-
-def _split(train: Any, options: dict[str, Any], no_retain: bool) -> "Split":
-    from ..data.split import forget_only
-
-    if all(value is None for value in options.values()):
-        return forget_only(train)
-    split = make_split(train, *options.values())
-    return forget_only(split.forget, split.forget_classes) if no_retain else split

@@ -8,23 +8,20 @@ import os
 import sys
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple, final
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from ..checks import choose
 from ..errors import ConfigError, DataError
 from ..rng import permutation
-from .from_dataset import from_dataset
+from .folder import load_folder
 from .images import Augment, ImageData, Samples
-from .view import DEEP_MODES, GREY_MODES, pil_pixels
 
 NPZ_KEYS = ("images", "labels", "test_images", "test_labels", "classes")
 LAYOUTS = {
@@ -48,22 +45,24 @@ def load_data(
     augment: Augment | None = None,
     download: bool = True,
     size: tuple[int, int] | None = None,
+    n_test: int | None = None,
 ) -> DataPair:
     """A training and a test set, by name or from your own files.
 
     Args:
         name_or_path: one of `expunge list datasets`; or an .npz file with arrays images, labels, test_images, test_labels, classes; or a
-            folder of image files as train/CLASS/… and test/CLASS/….
+            folder of image files as train/CLASS/… and test/CLASS/…, or with n_test as CLASS/….
         root: the folder where named sets are, or are downloaded to.
         augment: how training may vary the images; None: a shift by 4 pixels and a mirror for cifar10 and cifar100, a shift by 2 for
             mnist, nothing for the rest.
         download: whether a named set that is not below `root` may be fetched.
         size: (H, W) that the images of a folder are resized to; None: they all have one size.
+        n_test: how many images of each class of a folder CLASS/… are held out as the test set, ≥ 1; always the same ones, whatever other classes there are.
 
     Raises:
         MissingError: neither a known name nor an existing path.
-        DataError: files that are absent, damaged, or do not fit one another; a download that failed.
-        ConfigError: size with anything but a folder, or not two positive integers.
+        DataError: files that are absent, damaged, or do not fit one another; a class without more than n_test images; a download that failed.
+        ConfigError: size or n_test with anything but a folder, or not positive integers; n_test with a folder that has its own test set.
 
     Example:
         >>> train, test = load_data("digits")
@@ -78,10 +77,14 @@ def load_data(
         raise ConfigError(
             f"size must be (height, width) in pixels, and is for folders of images only; got {size!r} with {str(name_or_path)!r}."
         )
+    if n_test is not None and (not is_folder or isinstance(n_test, bool) or not isinstance(n_test, int) or n_test < 1):
+        raise ConfigError(
+            f"n_test must be an integer ≥ 1, and is for folders of images only; got {n_test!r} with {str(name_or_path)!r}. Leave it out for data that have a test set."
+        )
     if str(name_or_path) in DATASETS:
         pair = DATASETS[str(name_or_path)](Path(root), download)
     elif is_folder:
-        pair = _folder(path, size)
+        pair = DataPair(*load_folder(path, size, n_test))
     elif path.is_file():
         pair = _arrays(path)
     else:
@@ -215,72 +218,3 @@ def _int64(labels: np.ndarray, what: str) -> Tensor:
             f"{what} must be integers in [0, number of classes); got {labels.dtype}. Number them in the order of the array classes."
         )
     return torch.from_numpy(labels.astype(np.int64))
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class ImageFiles(Dataset):
-    """Image files with labels; items are (uint8 array (H, W) or (H, W, 3), label)."""
-
-    files: tuple[Path, ...]
-    targets: tuple[int, ...]
-    classes: tuple[str, ...]
-    grey: bool
-    size: tuple[int, int] | None
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, position: int) -> tuple[np.ndarray, int]:
-        with _opened(self.files[position]) as image:
-            pixels = pil_pixels(image, self.grey)
-        if self.size is not None and pixels.shape[:2] != self.size:
-            pixels = np.asarray(Image.fromarray(pixels).resize(self.size[::-1], Image.Resampling.BILINEAR))
-        return pixels, self.targets[position]
-
-
-def _folder(path: Path, size: tuple[int, int] | None) -> DataPair:
-    classes = _subfolders(path / "train")
-    if not classes or not _subfolders(path / "test"):
-        got = ", ".join(sorted(p.name for p in path.iterdir())[:5]) or "nothing"
-        raise DataError(
-            f"{path} must hold images as train/CLASS/… and test/CLASS/…; got {got}. Move the images into one folder for each class."
-        )
-    listed = [_list_files(path / part, classes) for part in ("train", "test")]
-    headers = [_header(file) for files, _ in listed for file in files]
-    shapes = {header[1:] for header in headers}
-    if size is None and len(shapes) > 1:
-        examples = " and ".join(f"{h}×{w}" for h, w in sorted(shapes)[:3])
-        raise DataError(f"images must all be of one size; got {examples} (height × width) below {path}. Pass size=(H, W) to resize them.")
-    grey = all(mode in (*GREY_MODES, *DEEP_MODES) for mode, _, _ in headers)
-    return DataPair(*(from_dataset(ImageFiles(files, labels, classes, grey, size), classes=classes) for files, labels in listed))
-
-
-def _subfolders(path: Path) -> tuple[str, ...]:
-    return tuple(sorted(p.name for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))) if path.is_dir() else ()
-
-
-def _list_files(path: Path, classes: tuple[str, ...]) -> tuple[tuple[Path, ...], tuple[int, ...]]:
-    strange = sorted(set(_subfolders(path)) - set(classes))
-    if strange:
-        raise DataError(f"{path} must have no other classes than train; got {', '.join(strange[:3])}. Add them to train, or remove them.")
-    known = Image.registered_extensions()
-    pairs = [(file, k) for k, name in enumerate(classes) for file in sorted((path / name).rglob("*")) if file.suffix.lower() in known]
-    pairs = [(file, k) for file, k in pairs if file.is_file() and not file.name.startswith(".")]
-    if not pairs:
-        raise DataError(f"{path} must hold image files in its class folders; got none with a suffix such as .png or .jpg.")
-    return tuple(file for file, _ in pairs), tuple(k for _, k in pairs)
-
-
-def _header(file: Path) -> tuple[str, int, int]:
-    with _opened(file) as image:
-        return image.mode, image.height, image.width
-
-
-@contextlib.contextmanager
-def _opened(file: Path) -> Iterator[Image.Image]:
-    try:
-        with Image.open(file) as image:
-            yield image
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{file} cannot be read as an image: {_line(error)}. Replace or remove it.") from error

@@ -1,7 +1,7 @@
 """Which training images must leave: the pair (D_F, D_R) over one training set D."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from numbers import Integral
@@ -101,12 +101,17 @@ def forget_classes(train: Samples, classes: Sequence[str | int]) -> Split:
 
     Raises:
         MissingError: a class that does not exist.
-        DataError: no class, a class without samples, or all classes.
+        DataError: no class, a class without samples, all classes, or no sample of another class.
     """
-    numbers = _class_numbers(train, classes)
-    if not numbers:
-        raise DataError(f"classes must name at least one class with samples; got {classes!r}.")
-    return Split(train, torch.isin(train.labels, torch.tensor(numbers)).nonzero().flatten(), numbers)
+    numbers = class_numbers(train, classes)
+    _check_some_stay(train, numbers)
+    forget = samples_of(train, numbers).positions
+    if len(forget) == len(train):
+        raise DataError(
+            f"other classes must have samples too, or nothing is retained; all {len(train)} are of {_names(train, numbers)}. "
+            "Where the retain data are gone, use forget_only(train, classes=[...]), or --no-retain on the command line."
+        )
+    return Split(train, forget, numbers)
 
 
 def forget_only(forget: Samples, classes: Sequence[str | int] = ()) -> Split:
@@ -120,15 +125,24 @@ def forget_only(forget: Samples, classes: Sequence[str | int] = ()) -> Split:
         MissingError: a class that does not exist.
         DataError: `classes` are not exactly those of D_F, or all classes.
     """
-    numbers = _class_numbers(forget, classes)
-    if numbers and not torch.isin(forget.labels, torch.tensor(numbers)).all():
+    numbers = () if isinstance(classes, tuple | list) and not classes else class_numbers(forget, classes)
+    strange = set(forget.labels.tolist()) - set(numbers)
+    if numbers and strange:
         raise DataError(
-            f"classes must be all classes of the forget set; got {classes!r}, and samples of {len(forget.labels.unique())} classes. "
+            f"classes must be all classes of the forget set; got {_names(forget, numbers)}, and samples of {_names(forget, strange)} too. "
             "Name them all, or leave `classes` out if some were not forgotten whole."
         )
-    if len(numbers) == len(forget.classes):
-        raise DataError(f"classes name all {len(numbers)} classes, so that nothing is retained. If everything must go, delete the model.")
+    _check_some_stay(forget, numbers)
     return Split(forget, torch.arange(len(forget)), numbers, has_retain=False)
+
+
+def samples_of(samples: Samples, classes: Sequence[str | int]) -> Subset:
+    """The samples of these classes, given by name or number.
+
+    Raises:
+        MissingError, DataError: as `class_numbers` does.
+    """
+    return samples.subset(torch.isin(samples.labels, torch.tensor(class_numbers(samples, classes))).nonzero().flatten())
 
 
 def share_of(samples: Samples, ratio: float, seed: int) -> Subset:
@@ -139,16 +153,42 @@ def share_of(samples: Samples, ratio: float, seed: int) -> Subset:
     return samples.subset(torch.cat([members[: math.ceil(ratio * len(members))] for members in chosen]))
 
 
-def _class_numbers(train: Samples, classes: Sequence[str | int]) -> tuple[int, ...]:
+def class_numbers(samples: Samples, classes: Sequence[str | int]) -> tuple[int, ...]:
+    """The numbers of these classes, ascending, without repetition.
+
+    Raises:
+        MissingError: a class that does not exist.
+        DataError: no class, or one without samples.
+    """
+    classes = classes.tolist() if hasattr(classes, "tolist") else classes  # NumPy's and torch's
     classes = [classes] if isinstance(classes, str | int) else classes
-    numbers = sorted({_class_number(train, c) for c in classes})
-    for number in numbers:
-        if not (train.labels == number).any():
-            raise DataError(f"classes must have samples; got {train.classes[number]!r}, which has none. Leave it out.")
+    if not isinstance(classes, Iterable) or not (numbers := sorted({_class_number(samples, c) for c in classes})):
+        raise DataError(
+            f"classes must name at least one class with samples; got {classes!r}. Pass names or numbers, such as ['{samples.classes[0]}']."
+        )
+    empty = set(numbers) - set(samples.labels.tolist())
+    if empty:
+        raise DataError(
+            f"classes must have samples; got {_names(samples, empty)} without any. Leave it out, or check that the data are those it is in."
+        )
     return tuple(numbers)
 
 
-def _class_number(train: Samples, name: str | int) -> int:
-    if isinstance(name, Integral) and 0 <= name < len(train.classes):  # also NumPy's integers
+def _class_number(samples: Samples, name: str | int) -> int:
+    if isinstance(name, Integral) and 0 <= name < len(samples.classes):  # also NumPy's integers
         return int(name)
-    return train.classes.index(choose("class", str(name), train.classes, "classes are the names or numbers of the training set."))
+    remedy = f"Pass a class by its name, or by its number from 0 to {len(samples.classes) - 1}."
+    return samples.classes.index(choose("class", str(name), samples.classes, remedy))
+
+
+def _check_some_stay(samples: Samples, numbers: tuple[int, ...]) -> None:
+    if len(numbers) == len(samples.classes):
+        raise DataError(
+            f"classes must leave at least one class for the model to know; got all {len(numbers)}: {_names(samples, numbers)}. If everything must go, delete the model; "
+            "if the data hold only what must go, name the model's other classes too, in the model's order (an empty folder, or a name in `classes`, for each)."
+        )
+
+
+def _names(samples: Samples, numbers: Iterable[int]) -> str:
+    names = [repr(samples.classes[k]) for k in sorted(numbers)]
+    return ", ".join(names[:3]) + ", …" * (len(names) > 3)

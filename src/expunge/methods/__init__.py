@@ -11,6 +11,7 @@ from .random_label import RandomLabel
 from .retrain import Retrain
 from .sequential import unlearn_sequentially
 from .trw import TRW, trw_target
+from .trw_calibration import Calibration, calibrate_trw
 
 METHODS: dict[str, type[Method]] = {
     method.name: method
@@ -34,11 +35,13 @@ __all__ = [
     "TRW",
     "BoundaryExpanding",
     "BoundaryShrink",
+    "Calibration",
     "FineTune",
     "GradientAscent",
     "Method",
     "RandomLabel",
     "Retrain",
+    "calibrate_trw",
     "trw_target",
     "unlearn_sequentially",
 ]

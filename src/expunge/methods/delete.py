@@ -9,10 +9,11 @@ from ..checks import setting
 from ..data.images import relabel
 from ..data.split import Split
 from ..training.inference import logits_of
-from ..training.loop import BATCHNORM, sgd
+from ..training.loop import BATCHNORM
 from ..training.objectives import cross_entropy
 from ..training.schedules import Constant, Schedule
 from ..training.targets import other_classes, renormalised
+from ..training.until import sgd_until_gone
 from .base import Method
 
 
@@ -30,18 +31,21 @@ class DELETE(Method):
 
     Args:
         epochs: passes over the forget set, ≥ 1. Paper: 20.
-        lr: SGD step per mini-batch of mean loss, > 0. Authors: 1e-4 for ResNet-18 on CIFAR-10, 5e-5 elsewhere. It decides everything: too much costs retain accuracy.
+        lr: smallest SGD step per mini-batch of mean loss, > 0. Authors: 1e-4 for ResNet-18 on CIFAR-10, 5e-5 elsewhere. It decides everything: too much costs retain
+            accuracy.
         batch_size: samples in a step, ≥ 1. Paper: 128.
         weight_decay: on all parameters, ≥ 0. Authors: 0.
         temperature: of the original's answers, > 0; 1 = the paper's. More spreads q over classes that memory has made invisible.
         batchnorm: "frozen_statistics", "train" (the authors' default; forget samples then move the running statistics) or "frozen", as in `sgd`.
         schedule: learning rate over time.
+        until: where whole classes leave, the step doubles, from `lr` on and from the original anew, until at most this share of their training images is still answered
+            with their class (see `sgd_until_gone`); in [0, 1), None = `lr` as it is, whatever comes of it.
 
     Raises:
         DataError: no class is left.
 
     Paper: Zhou et al., "Decoupled Distillation to Erase", CVPR 2025, arXiv:2503.23751.
-    Departures: BatchNorm keeps its statistics, which is an option of the authors' code; q is found once, on un-augmented images; where several whole
+    Departures: `until`; BatchNorm keeps its statistics, which is an option of the authors' code; q is found once, on un-augmented images; where several whole
     classes are forgotten, q is without all of them, not only without the sample's own.
     Example:
         >>> DELETE(lr=5e-5).reads_retain
@@ -53,19 +57,20 @@ class DELETE(Method):
     reads_retain: ClassVar[bool] = False
 
     epochs: int = setting(20, ge=1)
-    lr: float = setting(1e-4, gt=0)
+    lr: float = setting(1e-5, gt=0)
     batch_size: int = setting(128, ge=1)
     weight_decay: float = setting(0.0, ge=0)
     temperature: float = setting(1.0, gt=0)
     batchnorm: str = setting("frozen_statistics", choices=BATCHNORM)
     schedule: Schedule = setting(factory=Constant)
+    until: float | None = setting(0.05, ge=0, lt=1)
 
     def run(self, model: nn.Module, split: Split) -> None:
         logits = logits_of(model, split.forget)
         others = other_classes(split.forget.labels, split.forget_classes, logits.shape[1])
         target = renormalised(logits / self.temperature, others)
-        sgd(
+        sgd_until_gone(
             model, relabel(split.forget, target), cross_entropy,  # its gradient is that of KL(q ‖ p)
             epochs=self.epochs, lr=self.lr, batch_size=self.batch_size, weight_decay=self.weight_decay, schedule=self.schedule,
-            batchnorm=self.batchnorm,
+            batchnorm=self.batchnorm, until=self.until if split.forget_classes else None, forget=split.forget,
         )  # fmt: skip

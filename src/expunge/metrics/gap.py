@@ -2,10 +2,10 @@
 
     gap = unlearned − retrained,    average gap = (|Δ forget accuracy| + |Δ retain accuracy| + |Δ test accuracy| + |Δ AUC|) / 4
 
-Both models are scored on the same samples, so every interval is paired.
+Where whole classes are forgotten, the accuracy on unseen images of those classes is a fifth measure, and the test accuracy is of the other classes. Both models are scored on the same samples, so every interval is paired.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -20,6 +20,8 @@ from .bootstrap import ResampledAUC, blocks, draw_counts, generator
 from .estimate import Estimate, check_level
 from .roc import auc_difference
 
+GROUPS = ("forget", "forget_test", "retain", "test")
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class GapInputs:
@@ -29,6 +31,8 @@ class GapInputs:
         forget, retain, test: whether each sample is classified correctly (see `correct`); `retain` is None if the retain data are gone.
         forget_scores, test_scores: membership scores of the same forget (member) and test (non-member) samples in the same order, higher =
             member.
+        forget_test: whether each unseen sample of forgotten classes is classified correctly; these are then the non-members that `test_scores` are of.
+            None where no whole class is forgotten.
     """
 
     forget: Bool[Tensor, " n_forget"]
@@ -36,9 +40,16 @@ class GapInputs:
     forget_scores: Float[Tensor, " n_forget_scores"]
     test_scores: Float[Tensor, " n_test_scores"]
     retain: Bool[Tensor, " n_retain"] | None = None
+    forget_test: Bool[Tensor, " n_forget_test"] | None = None
+
+    @property
+    def nonmembers(self) -> str:
+        """The field of the samples that `test_scores` are of."""
+        return "test" if self.forget_test is None else "forget_test"
 
     def __post_init__(self):
-        for name, group, scores in (("forget", self.forget, self.forget_scores), ("test", self.test, self.test_scores)):
+        unseen = getattr(self, self.nonmembers)
+        for name, group, scores in (("forget", self.forget, self.forget_scores), (self.nonmembers, unseen, self.test_scores)):
             if len(group) != len(scores):
                 raise DataError(
                     f"{name} needs one score for each sample; got {len(group)} samples and {len(scores)} scores. "
@@ -47,11 +58,12 @@ class GapInputs:
 
 
 class Gaps(NamedTuple):
-    """Signed gaps to the retrained model, and the mean of their absolute values; `retain_accuracy` is None without retain data."""
+    """Signed gaps to the retrained model, and the mean of their absolute values; None for what was not measured: no retain data, no class forgotten."""
 
-    forget_accuracy: Estimate
-    retain_accuracy: Estimate | None
-    test_accuracy: Estimate
+    forget: Estimate
+    forget_test: Estimate | None
+    retain: Estimate | None
+    test: Estimate
     auc: Estimate
     average: Estimate
 
@@ -83,22 +95,21 @@ def gaps(unlearned: GapInputs, retrained: GapInputs, level: float = 0.95, *, rep
         >>> retrained = GapInputs(forget=right, test=right, retain=right, forget_scores=scores, test_scores=scores)
         >>> unlearned = GapInputs(forget=right | True, test=right, retain=right, forget_scores=scores + 0.1, test_scores=scores)
         >>> result = gaps(unlearned, retrained)
-        >>> print(f"{result.forget_accuracy:.2f} | {result.auc:.2f} | {result.average:.2f}")
+        >>> print(f"{result.forget:.2f} | {result.auc:.2f} | {result.average:.2f}")
         0.10 [0.06, 0.14] | 0.09 [0.09, 0.10] | 0.05 [0.04, 0.06]
     """
     _check_paired(unlearned, retrained)
-    retain = None if unlearned.retain is None else accuracy_difference(unlearned.retain, retrained.retain, level)
-    forget = accuracy_difference(unlearned.forget, retrained.forget, level)
-    test = accuracy_difference(unlearned.test, retrained.test, level)
-    auc = auc_difference(unlearned.forget_scores, unlearned.test_scores, retrained.forget_scores, retrained.test_scores, level)
+    areas = auc_difference(unlearned.forget_scores, unlearned.test_scores, retrained.forget_scores, retrained.test_scores, level)
+    parts = {name: accuracy_difference(a, b, level) for name, a, b in _pairs(unlearned, retrained)}
 
-    measured = [gap for gap in (forget, retain, test, auc) if gap is not None]
+    measured = [*parts.values(), areas]
     value = average_absolute([gap.value for gap in measured])
     # |mean|g*| − mean|g|| ≤ mean|g* − g|: an interval of this half-width covers. The percentiles of mean|g*| itself would not: near zero an
     # absolute value is biased upwards by the resampling noise, and the interval could even miss its own point estimate.
     moved = np.abs(_resampled_gaps(unlearned, retrained, replicates, seed) - np.array([gap.value for gap in measured])).mean(1)
     width = float(np.quantile(moved, check_level(level)))
-    return Gaps(forget, retain, test, auc, Estimate(value, max(0.0, value - width), value + width, sum(gap.n for gap in measured[:-1])))
+    average = Estimate(value, max(0.0, value - width), value + width, sum(gap.n for gap in parts.values()))
+    return Gaps(*(parts.get(name) for name in GROUPS), areas, average)
 
 
 def average_gap(unlearned: GapInputs, retrained: GapInputs, level: float = 0.95, *, replicates: int = 1000, seed: int = 0) -> Estimate:
@@ -106,23 +117,36 @@ def average_gap(unlearned: GapInputs, retrained: GapInputs, level: float = 0.95,
     return gaps(unlearned, retrained, level, replicates=replicates, seed=seed).average
 
 
+def _pairs(unlearned: GapInputs, retrained: GapInputs) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Name and correctness in both models of each group of samples that there is."""
+    for name in GROUPS:
+        if getattr(unlearned, name) is not None:
+            yield name, getattr(unlearned, name), getattr(retrained, name)
+
+
 def _resampled_gaps(unlearned: GapInputs, retrained: GapInputs, replicates: int, seed: int) -> np.ndarray:
-    """The signed gaps of `replicates` paired bootstrap samples, (replicates, 3 or 4) in the order forget, retain, test, AUC."""
-    forget, test = (_signs(getattr(unlearned, name), getattr(retrained, name)) for name in ("forget", "test"))
+    """The signed gaps of `replicates` paired bootstrap samples: a column for each group of samples, and last the AUC."""
+    members, nonmembers = (_signs(getattr(unlearned, name), getattr(retrained, name)) for name in ("forget", unlearned.nonmembers))
     resampled = [ResampledAUC(x.forget_scores.double(), x.test_scores.double()) for x in (unlearned, retrained)]
     rng, rows = generator(seed), []
     for size in blocks(replicates):
-        forget_counts, test_counts = draw_counts(len(forget), size, rng), draw_counts(len(test), size, rng)
-        areas = [auc(forget_counts, test_counts) for auc in resampled]
-        rows.append(torch.stack([forget_counts @ forget / len(forget), test_counts @ test / len(test), areas[0] - areas[1]], 1))
-    columns = torch.cat(rows).double().numpy()
-    if unlearned.retain is None:
-        return columns
-    # Retain samples enter through three kinds only (gained, lost, same), so their resamples are multinomial: no counts for 45,000 samples.
-    signs = _signs(unlearned.retain, retrained.retain)
-    shares = np.array([float((signs == kind).sum()) for kind in (1, -1, 0)]) / len(signs)
-    drawn = np.random.default_rng(seed).multinomial(len(signs), shares, size=replicates) / len(signs)
-    return np.insert(columns, 1, drawn[:, 0] - drawn[:, 1], axis=1)
+        counts, other_counts = draw_counts(len(members), size, rng), draw_counts(len(nonmembers), size, rng)
+        areas = [auc(counts, other_counts) for auc in resampled]
+        rows.append(torch.stack([counts @ members / len(members), other_counts @ nonmembers / len(nonmembers), areas[0] - areas[1]], 1))
+    scored = dict(zip(("forget", unlearned.nonmembers, "auc"), torch.cat(rows).double().numpy().T, strict=True))
+    # The other samples enter through three kinds only (gained, lost, same), so their resamples are multinomial: no counts for 45,000 samples.
+    draw = np.random.default_rng(seed)
+    return np.stack(
+        [scored[n] if n in scored else _drawn(_signs(a, b), replicates, draw) for n, a, b in _pairs(unlearned, retrained)]
+        + [scored["auc"]],
+        1,
+    )
+
+
+def _drawn(signs: Tensor, replicates: int, draw: np.random.Generator) -> np.ndarray:
+    """The mean of each of `replicates` resamples of numbers that are 1, −1 or 0."""
+    kinds = draw.multinomial(len(signs), [float((signs == kind).sum()) / len(signs) for kind in (1, -1, 0)], size=replicates)
+    return (kinds[:, 0] - kinds[:, 1]) / len(signs)
 
 
 def _signs(right_a: Tensor, right_b: Tensor) -> Tensor:
@@ -130,7 +154,7 @@ def _signs(right_a: Tensor, right_b: Tensor) -> Tensor:
 
 
 def _check_paired(unlearned: GapInputs, retrained: GapInputs) -> None:
-    for name in ("forget", "retain", "test"):
+    for name in GROUPS:
         a, b = getattr(unlearned, name), getattr(retrained, name)
         if (a is None) != (b is None) or (a is not None and a.shape != b.shape):
             got = ["none" if x is None else str(len(x)) for x in (a, b)]

@@ -49,7 +49,7 @@ def auc(members: Members, nonmembers: NonMembers, level: float = 0.95) -> Estima
     wins = _placements(members, nonmembers)
     n_pairs = min(len(members), len(nonmembers))
     value, error = wins.auc, wins.error()
-    if n_pairs < 2 or error == 0 or n_pairs * min(value, 1 - value) < 1:
+    if n_pairs < 2 or error == 0 or n_pairs * min(value, 1 - value) < 1 - 1e-9:  # 1 − 0.8 is less than 0.2 in floating point
         low, high = proportion_interval(value * n_pairs, n_pairs, level)
     else:
         reach = _normal_quantile(level) * error / (value * (1 - value))

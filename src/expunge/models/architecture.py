@@ -17,7 +17,7 @@ from ..data.images import Samples
 from ..errors import ConfigError
 from .all_cnn import all_cnn, all_cnn_plain
 from .normalize import Normalize
-from .resnet import resnet9, resnet18, resnet_small
+from .resnet import resnet9, resnet18, resnet_small, resnet_tiny
 from .small import small
 from .vgg import vgg19
 
@@ -27,6 +27,7 @@ ARCHITECTURES: dict[str, Callable[[int, int, tuple[int, int, int]], nn.Module]] 
     "resnet18": resnet18,
     "resnet9": resnet9,
     "resnet_small": resnet_small,
+    "resnet_tiny": resnet_tiny,
     "small": small,
     "vgg19": vgg19,
 }

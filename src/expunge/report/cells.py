@@ -46,6 +46,11 @@ def area_gap(estimate: Estimate | None) -> Cell:
     return _cell(estimate, lambda x: _signed(x, 3))
 
 
+def hundredfold(fraction: float) -> str:
+    """A difference without interval or sign, in percentage points."""
+    return f"{100 * fraction:.1f}".replace("-", "−")
+
+
 def rate(fraction: float) -> str:
     """A fraction in percent without needless zeros.
 

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from .twins import is_reference
+
 ROLES = ("ink", "muted", "grid")
 N_COLOURS = 7  # --model-0 is the reference's; the others follow the Okabe-Ito palette
 STAND_INS = {f"#0000{k + 1:02x}": role for k, role in enumerate((*ROLES, *(f"model-{k}" for k in range(N_COLOURS))))}
@@ -47,11 +49,6 @@ def looks(names: list[str], reference: str | None) -> dict[str, Look]:
         chosen[name] = Look("model-0" if same else f"model-{1 + k % n}", lines[k // n % len(lines)])
         used[same] += 1
     return chosen
-
-
-def is_reference(name: str, reference: str | None) -> bool:
-    """Whether this model is the reference ("retrained") or another of its kind ("retrained 2")."""
-    return reference is not None and (name == reference or name.removeprefix(reference + " ").isdigit())
 
 
 def roc_figure(curves: list[tuple[Look, dict[str, Any]]], start: float, fpr: float | None, prefix: str) -> str:

@@ -13,11 +13,14 @@ from typing import Any
 
 from ..errors import DataError, StoreError
 from . import cells
-from .figures import Look, histogram_figure, is_reference, looks, roc_figure
+from .class_section import sections
+from .figures import Look, histogram_figure, looks, roc_figure
+from .twins import folded, folded_name, in_figures, is_other, is_reference
 
 REQUIRED = ("models", "attacks")
-OPTIONAL = dict.fromkeys(("title", "created", "provenance", "reference", "sizes", "floor", "histograms", "flags"))
-OPTIONAL_OF_MODEL = dict.fromkeys(("retain", "gaps", "seconds", "details"))
+OPTIONAL = dict.fromkeys(("title", "created", "provenance", "reference", "sizes", "floor", "histograms", "classes", "flags"))
+OPTIONAL_OF_MODEL = dict.fromkeys(("forget_test", "retain", "gaps", "seconds", "details"))
+OPTIONAL_OF_GAPS = dict.fromkeys(("forget_test",))
 OPTIONAL_OF_ATTACK = dict.fromkeys(("gap", "roc"))
 
 
@@ -82,12 +85,14 @@ def write(result: Mapping[str, Any], path: str | os.PathLike) -> None:
 
 def _view(result: Mapping[str, Any]) -> dict[str, Any]:
     """What the template shows: the result itself, and what has to be worked out from it."""
-    models = [OPTIONAL_OF_MODEL | m for m in result["models"]]
-    attacks = [OPTIONAL_OF_ATTACK | row for row in result["attacks"]]
-    result = OPTIONAL | result
-    reference, floor = result["reference"], result["floor"]
-    histograms = [h for h in result["histograms"] or [] if h["forget"] and h["test"]]
-    names = list(dict.fromkeys([m["name"] for m in models] + [row["model"] for row in (*attacks, *histograms)]))
+    every = _complete(result)
+    result = _complete(folded(every))
+    models, attacks, reference, floor = (result[key] for key in ("models", "attacks", "reference", "floor"))
+    drawn = [row for row in every["attacks"] if in_figures(row["model"], every)]
+    histograms = [_of_like(h) for h in result["histograms"] or [] if in_figures(h["model"], every)]
+    histograms = [h for h in histograms if h["forget"] and h["test"]]
+    answers = [row for c in result["classes"] or [] for row in c["rows"]]
+    names = list(dict.fromkeys([m["name"] for m in models] + [row["model"] for row in (*attacks, *drawn, *histograms, *answers)]))
     look = looks(names, reference)
     gaps = [m["gaps"] for m in models if m["gaps"]]
     return {
@@ -95,6 +100,8 @@ def _view(result: Mapping[str, Any]) -> dict[str, Any]:
         "models": models,
         "reference": reference,
         "looks": look,
+        "drawn": list(dict.fromkeys(row["model"] for row in drawn)),
+        "is_other": functools.partial(is_other, reference=reference),
         "is_reference": functools.partial(is_reference, reference=reference),
         "cells": cells,
         "floor": floor if floor and floor["value"] is not None else None,
@@ -103,11 +110,37 @@ def _view(result: Mapping[str, Any]) -> dict[str, Any]:
         "gap_scale": cells.scale([g["average"] for g in gaps] + [floor], 0.0),
         "area_scale": cells.scale([row["auc"] for row in attacks], 0.5),
         "groups": _groups(attacks),
-        "rocs": _rocs(attacks, look, result["sizes"] or {}),
+        "rocs": _rocs(drawn, look, result["sizes"] or {}),
+        "folded": folded_name(every),
+        "twins": _one_by_one(every) if folded_name(every) else [],
         "histograms": _histograms(histograms, look),
+        "sections": sections(result["classes"], reference),
+        "unseen_histogram": any(h.get("forget_test") for h in histograms),
         "has_retain_histogram": any(h.get("retain") for h in histograms),
         "speedup": functools.partial(_speedup, reference=next((m["seconds"] for m in models if m["name"] == reference), None)),
     }
+
+
+def _complete(result: Mapping[str, Any]) -> dict[str, Any]:
+    """With None for what the audit does not have."""
+    models = [OPTIONAL_OF_MODEL | m for m in result["models"]]
+    return OPTIONAL | result | {
+        "models": [m | {"gaps": m["gaps"] and OPTIONAL_OF_GAPS | m["gaps"]} for m in models],
+        "attacks": [OPTIONAL_OF_ATTACK | row for row in result["attacks"]],
+    }  # fmt: skip
+
+
+def _one_by_one(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """All retrained models, with what each table says of them."""
+    return [
+        {
+            "model": model,
+            "attacks": [row for row in result["attacks"] if row["model"] == model["name"]],
+            "answers": [row for answers in result["classes"] or [] for row in answers["rows"] if row["model"] == model["name"]],
+        }
+        for model in result["models"]
+        if is_reference(model["name"], result["reference"])
+    ]
 
 
 def _standing(gaps: Mapping[str, Any] | None, floor: Mapping[str, Any] | None) -> str:
@@ -137,7 +170,7 @@ def _shared_note(rows: list[dict[str, Any]]) -> str | None:
 
 
 def _rocs(attacks: list[dict[str, Any]], look: dict[str, Look], sizes: Mapping[str, int]) -> list[_Panel]:
-    counts = [n for n in (sizes.get("forget"), sizes.get("test")) if n] or [1000]
+    counts = [n for n in (sizes.get("forget"), sizes.get("forget_test") or sizes.get("test")) if n] or [1000]
     start = min(0.1, 1 / max(counts))
     panels = []
     for k, group in enumerate(_groups(attacks)):
@@ -146,6 +179,11 @@ def _rocs(attacks: list[dict[str, Any]], look: dict[str, Look], sizes: Mapping[s
             svg = roc_figure([(look[row["model"]], row["roc"]) for row in rows], start, group["fpr"], f"roc{k}")
             panels.append(_Panel(group["attack"], _html(svg), [row["model"] for row in rows]))
     return panels
+
+
+def _of_like(histogram: dict[str, Any]) -> dict[str, Any]:
+    """With whole classes forgotten, non-members are the unseen images of these classes: those of others look different anyway."""
+    return histogram | {"test": histogram.get("forget_test") or histogram["test"]}
 
 
 def _histograms(histograms: list[dict[str, Any]], look: dict[str, Look]) -> list[_Panel]:
@@ -180,12 +218,12 @@ def _html(text: str) -> Any:
 
 @functools.cache
 def _template() -> Any:
-    from jinja2 import Environment, StrictUndefined
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
 
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     read: Callable[[str], str] = lambda name: resources.files(__package__).joinpath(name).read_text(encoding="utf-8")  # noqa: E731
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, loader=FunctionLoader(read))
     environment.globals["style"] = _html(read("style.css"))
-    return environment.from_string(read("template.html"))
+    return environment.get_template("template.html")
 
 
 def _write_text(text: str, path: str | os.PathLike) -> None:

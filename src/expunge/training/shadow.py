@@ -1,5 +1,6 @@
 """Shadow models, trained on random halves of training and test images together: audits learn from them how members and others look."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor, nn
 
+from ..checks import check_indices
 from ..data.images import Samples, places
 from ..data.pool import pool
 from ..errors import ConfigError, DataError
@@ -97,6 +99,7 @@ def train_shadow_models(
     recipe: Recipe,
     store: Store | str | Path,
     seed: int = 0,
+    balanced: Sequence[int] | Tensor | None = None,
     workers: int | str = "auto",
     device: str | torch.device = "auto",
 ) -> ShadowModels:
@@ -114,12 +117,13 @@ def train_shadow_models(
         recipe: how the model to be audited was trained.
         store: the folder to keep the models in.
         seed: decides halves, initial weights and orders, in [0, 2**63).
+        balanced: positions in `train`, an even number, of which every model is trained on exactly half; `sample_leakage` needs that of the samples that models are to forget.
         workers: processes on a CPU, ≥ 1; "auto" = one for each core.
         device: "auto", "cpu", "cuda", …
 
     Raises:
         ConfigError: n is not an even integer ≥ 2.
-        DataError: the two sets do not fit one another.
+        DataError: the two sets do not fit one another, or an odd number of positions in `balanced`.
         ModelError: a model diverged or does not fit the data. StoreError: the store cannot be written.
 
     Cost: n × `recipe.epochs` passes over half of the samples, and n × one over all.
@@ -130,7 +134,7 @@ def train_shadow_models(
         )
     check_seed(seed)
     samples = pool(train, test)
-    included = halves(len(samples), n, seed)
+    included = halves(len(samples), n, seed, None if balanced is None else check_indices(balanced, len(train), "balanced"))
     tasks = [
         TrainTask(
             build=build,
@@ -148,16 +152,31 @@ def train_shadow_models(
     return ShadowModels(logits, samples.labels, included, len(train), tuple(cells), build, recipe, ids)
 
 
-def halves(n_samples: int, n_models: int, seed: int) -> Included:
+def halves(n_samples: int, n_models: int, seed: int, balanced: Tensor | None = None) -> Included:
     """Which samples each of an even number of models is trained on: models 2k and 2k + 1 share a random order's first half and second half.
+
+    Each model gets exactly half of the samples at the positions `balanced`, an even number.
+
+    Raises:
+        DataError: `balanced` names an odd number of samples.
 
     Example:
         >>> halves(4, 2, seed=0).sum(0)
         tensor([1, 1, 1, 1])
+        >>> halves(100, 2, seed=0, balanced=torch.arange(10))[:, :10].sum(1)
+        tensor([5, 5])
     """
+    balanced = torch.empty(0, dtype=torch.int64) if balanced is None else balanced
+    if len(balanced) % 2:
+        raise DataError(
+            f"balanced must name an even number of samples, so that each model gets half of them; got {len(balanced)}. Leave one out."
+        )
+    mask = torch.zeros(n_samples, dtype=torch.bool)
+    mask[balanced] = True
     included = torch.zeros(n_models, n_samples, dtype=torch.bool)
     for pair in range(n_models // 2):
         order = permutation(n_samples, seed, pair)
-        included[2 * pair, order[: n_samples // 2]] = True
-        included[2 * pair + 1, order[n_samples // 2 :]] = True
+        for part in (order[mask[order]], order[~mask[order]]):
+            included[2 * pair, part[: len(part) // 2]] = True
+            included[2 * pair + 1, part[len(part) // 2 :]] = True
     return included

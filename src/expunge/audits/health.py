@@ -1,0 +1,72 @@
+"""What makes the numbers of an audit less certain than they look; each flag has a section in docs/flags.md."""
+
+from ..metrics.roc import auc_difference
+from ..training.shadow import ShadowModels
+from .mia_nn import LEAST_IMAGES
+from .result import Audit, Flag, is_twin
+
+
+def health_flags(result: Audit, shadows: ShadowModels | None, strong: list[str], *, tolerance: float = 0.05) -> list[Flag]:
+    """The flags of an audit whose rows are there.
+
+    Args:
+        strong: names of the attacks that read shadow models.
+        tolerance: how far the held-out accuracies of shadow and retrained models may be apart, a fraction.
+    """
+    flags = []
+    weak = [row.attack for row in result.attacks if row.attack not in strong][:1]
+    if result.floor is None:
+        flags.append(
+            Flag("NoNullFloor", "fewer than two retrained models, so that chance cannot be told from a gap. Pass 'retrained': [a, b, …].")
+        )
+    for row in result.attacks:
+        if not row.tpr.supported:
+            flags.append(Flag("TooFewNonMembers", f"{row.tpr.note}. Add test images, or ask for a larger fpr."))
+            break
+    if result.classes and result.classes[0].short:  # the same for all forgotten classes
+        few = result.classes[0].short
+        flags.append(
+            Flag(
+                "TooFewTestImages",
+                f"MIA-NN needs {LEAST_IMAGES} test images of every remaining class; {', '.join(few[:3])}{', …' * (len(few) > 3)} "
+                "got fewer, and it was left out. Add test images.",
+            )
+        )
+    names = [row.name for row in result.models]
+    if "original" in names and not result.classes:  # a model knows a class that it was trained on, whether it knows single images by heart or not
+        rows = [row for row in result.attacks if row.model == "original"]
+        best = max(rows, key=lambda row: row.auc)
+        if best.auc_low <= 0.5 or all(row.gap and row.gap.low <= 0 <= row.gap.high for row in rows):
+            flags.append(
+                Flag(
+                    "ModelNeverMemorised",
+                    f"no attack tells the original's forget set from test images, or the original from retraining (best: {best.attack}, AUC {best.area}).",
+                )
+            )
+        for attack in strong if weak else ():
+            easy, hard = result[weak[0], "original"], result[attack, "original"]
+            if auc_difference(easy.members, easy.nonmembers, hard.members, hard.nonmembers).low > 0:
+                flags.append(
+                    Flag(
+                        "WeakBeatsStrong",
+                        f"{weak[0]} (AUC {easy.auc:.3f}) beats {attack} (AUC {hard.auc:.3f}) on the original: more shadow models, or of the target's recipe, are needed.",
+                    )
+                )
+    if shadows is not None and result.reference:
+        ours, theirs = result.model(result.reference).test.value, shadows.accuracy.excluded
+        if abs(ours - theirs) > tolerance:
+            flags.append(
+                Flag(
+                    "ShadowsUnlikeTarget",
+                    f"shadow models have a held-out accuracy of {theirs:.1%}, {result.reference} has {ours:.1%}: train them with the target's recipe and architecture.",
+                )
+            )
+    for row in result.models:
+        if row.gaps and is_twin(row.name, result.reference) and not row.gaps.auc.low <= 0 <= row.gaps.auc.high:
+            flags.append(
+                Flag(
+                    "RetrainDiffersAcrossSeeds",
+                    f"{row.name} differs from {result.reference} in AUC by {row.gaps.auc:+.3f}: compare with the mean of several retrained models.",
+                )
+            )
+    return flags
