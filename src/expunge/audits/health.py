@@ -33,7 +33,9 @@ def health_flags(result: Audit, shadows: ShadowModels | None, strong: list[str],
             )
         )
     names = [row.name for row in result.models]
-    if "original" in names and not result.classes:  # a model knows a class that it was trained on, whether it knows single images by heart or not
+    if (
+        "original" in names and not result.classes
+    ):  # a model knows a class that it was trained on, whether it knows single images by heart or not
         rows = [row for row in result.attacks if row.model == "original"]
         best = max(rows, key=lambda row: row.auc)
         if best.auc_low <= 0.5 or all(row.gap and row.gap.low <= 0 <= row.gap.high for row in rows):
