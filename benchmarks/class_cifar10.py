@@ -138,7 +138,7 @@ class Experiment:
             right = z.argmax(1) == torch.cat([self.train.labels, self.test.labels])
             mine, row = self.test.labels == forgotten, answers[name]
             rows.append({
-                "class": names[forgotten], "seed": seed, "model": name, "neighbour": answers.neighbour,
+                "forgotten": names[forgotten], "seed": seed, "model": name, "neighbour": answers.neighbour,
                 "FA": share(right[self.splits[forgotten].forget_indices]), "FA test": share(right[N_TRAIN:][mine]),
                 "RA": share(right[self.splits[forgotten].retain.ids[::4]]), "TA": share(right[N_TRAIN:][~mine]),
                 "MIA-NN": row.neighbour.score.value, "MIA-NN gap": row.neighbour.gap.value, "profile gap": row.neighbour.profile_gap,
@@ -192,7 +192,7 @@ def over_classes(rows: list[dict], key: str, absolute: bool = False) -> tuple[fl
     """The mean over classes of the mean over seeds, and the half width of its 95 % t interval over classes."""
     values = {}
     for row in rows:
-        values.setdefault(row["class"], []).append(abs(row[key]) if absolute else row[key])
+        values.setdefault(row["forgotten"], []).append(abs(row[key]) if absolute else row[key])
     means = [statistics.fmean(v) for v in values.values()]
     width = float(stdtrit(len(means) - 1, 0.975)) * statistics.stdev(means) / len(means) ** 0.5 if len(means) > 1 else float("nan")
     return statistics.fmean(means), width
@@ -258,7 +258,7 @@ def main() -> None:
     about = {"recipe": repr(RECIPE), "methods": {n: repr(m) for n, m in METHODS.items()}, "calibrated": {experiment.train.classes[c]: repr(methods[c][CALIBRATED]) for c in CLASSES},
              "versions": provenance(), "platform": platform.platform()}  # fmt: skip
     (options.out / "class_cifar10.json").write_text(json.dumps({"plan": about, "rows": rows, "leakage": leakage}, indent=1) + "\n")
-    text = f"# Forgetting classes of CIFAR-10\n\n{table(rows)}\n\n## U-LiRA on {leakage['class']}, {leakage['n']} against {leakage['n']} models\n\n{leakage_table(leakage)}\n"
+    text = f"# Forgetting classes of CIFAR-10\n\n{table(rows)}\n\n## U-LiRA on {leakage['name']}, {leakage['n']} against {leakage['n']} models\n\n{leakage_table(leakage)}\n"
     (options.out / "class_cifar10.md").write_text(text)
     print(text)
 
