@@ -2,7 +2,10 @@
 
 import os
 import pathlib
+import signal
 
+# A shell without job control starts background jobs deaf to Ctrl-C, and so would be the commands that tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from jaxtyping import install_import_hook
