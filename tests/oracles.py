@@ -1,10 +1,12 @@
 """Slow and obvious formulas, written down once more from the papers, to compare the fast code with; loops over samples and pairs."""
 
+import copy
 import math
 
 import numpy as np
 import torch
 from scipy.stats import norm
+from torch import nn
 
 
 def auc_by_pairs(members, nonmembers) -> float:
@@ -126,3 +128,11 @@ def halves(n_models: int, n_samples: int, seed: int = 0) -> torch.Tensor:
     """Who trained on what, bool (M, N), in complementary random halves: models 2k and 2k + 1 are complements."""
     first = torch.rand(n_models // 2, n_samples, generator=torch.Generator().manual_seed(seed)) < 0.5
     return torch.stack([first, ~first], 1).flatten(0, 1)
+
+
+def dense(layer: nn.Module, shape: tuple[int, ...]) -> torch.Tensor:
+    """The matrix of x ↦ f(x) − f(0), column by column, float64 (n_in, n_out)."""
+    n, layer = torch.Size(shape).numel(), copy.deepcopy(layer).double().eval()
+    basis = torch.eye(n, dtype=torch.float64).reshape(n, *shape)
+    with torch.no_grad():
+        return (layer(basis) - layer(torch.zeros_like(basis))).flatten(1)

@@ -62,3 +62,13 @@ def test_the_whole_job_on_the_gpu(memorised, tmp_path):
     result = expunge.audit({"original": model, "unlearned": unlearned}, split, test, shadows=shadows)
     assert {p.device.type for p in unlearned.parameters()} == {"cuda"}
     assert 0 <= result["RMIA", "unlearned"].auc <= 1
+
+
+def test_singular_values_and_clipping_are_those_of_the_cpu():
+    torch.manual_seed(0)
+    conv = torch.nn.Conv2d(16, 32, 3, stride=2, padding=1)
+    here, there = (expunge.singular_values(conv.to(device), (16, 16, 16), 3) for device in ("cpu", "cuda"))
+    torch.testing.assert_close(here.values, there.values, rtol=1e-4, atol=0)
+    clipped = expunge.clip_model(torch.nn.Sequential(conv.to("cuda")), 0.5, input_shape=(16, 16, 16))
+    assert clipped[0].weight.is_cuda
+    assert expunge.singular_values(clipped[0].cpu(), (16, 16, 16)).values.item() <= 0.5 * 1.021

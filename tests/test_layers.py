@@ -9,12 +9,13 @@ import expunge
 
 SOURCE = pathlib.Path(expunge.__file__).parent
 LAYERS = [
-    {"errors", "checks", "types", "rng", "progress", "provenance"},
+    {"errors", "checks", "types", "rng", "progress", "provenance", "device"},
     {"store", "data", "models"},
+    {"spectral"},
     {"training"},
     {"attacks", "metrics"},
     {"methods", "audits", "report"},
-    {"auditing", "leakage", "stored"},
+    {"auditing", "diagnosis", "leakage", "stored"},
     {"demo", "demo_classes"},
     {"cli", "__main__", "__init__"},
 ]

@@ -13,15 +13,20 @@ from typing import TYPE_CHECKING, Any
 
 # Where each public name is defined.
 _HOMES = {
-    ".attacks": ("AdversarialSet", "NearestAttack", "NearestDDN", "NearestFGSM", "NearestL2PGD"),
+    ".attacks": (
+        *("AdversarialSet", "Attacked", "AutoAttack", "BoundedAttack", "NearestAttack", "NearestDDN", "NearestFGSM", "NearestL2PGD"),
+        *("PGD", "Transfer", "accuracy_within", "robust_accuracy", "transfer"),
+    ),
     ".auditing": ("audit",),
     ".audits": ("MIANN", "RMIA", "LiRA", "LossThreshold", "MembershipAudit"),
+    ".audits.factors": ("Factors",),
     ".audits.result": ("Audit",),
     ".data.from_dataset": ("from_dataset", "normalization_of"),
     ".data.images": ("Augment", "ImageData", "Samples", "relabel"),
     ".data.load": ("load_data",),
     ".data.split": ("Split", "forget_classes", "forget_only", "forget_random", "forget_samples"),
     ".data.stream": ("StreamedData",),
+    ".diagnosis": ("factors",),
     ".errors": ("ExpungeError", "HealthFlag"),
     ".leakage": ("class_leakage", "sample_leakage"),
     ".methods": (
@@ -32,6 +37,12 @@ _HOMES = {
     ".metrics.signals": ("logit_margin",),
     ".models": ("Architecture", "architecture", "load_model", "save_model", "with_normalize"),
     ".progress": ("Progress", "listen"),
+    ".spectral.alternatives": ("GradientClip", "Rescale", "SpectralNorm"),
+    ".spectral.clip": ("Clip", "clip_model"),
+    ".spectral.control": ("SpectralControl",),
+    ".spectral.fourier": ("FFTClip", "GramRescale", "gram_bound"),
+    ".spectral.spectrum": ("Spectrum", "spectrum"),
+    ".spectral.values": ("SingularValues", "singular_values"),
     ".training.class_shadows": ("ClassShadows", "train_class_shadows"),
     ".training.fleet": ("TrainTask", "train_fleet"),
     ".training.inference": ("logits_of",),
@@ -47,15 +58,31 @@ __all__ = sorted([*_HOME, *_SUBPACKAGES])  # noqa: PLE0605
 
 if TYPE_CHECKING:  # the same names, for type checkers and editors
     from . import attacks, audits, errors, methods, metrics
-    from .attacks import AdversarialSet, NearestAttack, NearestDDN, NearestFGSM, NearestL2PGD
+    from .attacks import (
+        PGD,
+        AdversarialSet,
+        Attacked,
+        AutoAttack,
+        BoundedAttack,
+        NearestAttack,
+        NearestDDN,
+        NearestFGSM,
+        NearestL2PGD,
+        Transfer,
+        accuracy_within,
+        robust_accuracy,
+        transfer,
+    )
     from .auditing import audit
     from .audits import MIANN, RMIA, LiRA, LossThreshold, MembershipAudit
+    from .audits.factors import Factors
     from .audits.result import Audit
     from .data.from_dataset import from_dataset, normalization_of
     from .data.images import Augment, ImageData, Samples, relabel
     from .data.load import load_data
     from .data.split import Split, forget_classes, forget_only, forget_random, forget_samples
     from .data.stream import StreamedData
+    from .diagnosis import factors
     from .errors import ExpungeError, HealthFlag
     from .leakage import class_leakage, sample_leakage
     from .methods import (
@@ -76,6 +103,12 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
     from .metrics.signals import logit_margin
     from .models import Architecture, architecture, load_model, save_model, with_normalize
     from .progress import Progress, listen
+    from .spectral.alternatives import GradientClip, Rescale, SpectralNorm
+    from .spectral.clip import Clip, clip_model
+    from .spectral.control import SpectralControl
+    from .spectral.fourier import FFTClip, GramRescale, gram_bound
+    from .spectral.spectrum import Spectrum, spectrum
+    from .spectral.values import SingularValues, singular_values
     from .training.class_shadows import ClassShadows, train_class_shadows
     from .training.fleet import TrainTask, train_fleet
     from .training.inference import logits_of

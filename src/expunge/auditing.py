@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from . import progress
 from .audits.base import MembershipAudit
 from .audits.class_answers import ClassAnswers, class_answers
+from .audits.factors import Factors
 from .audits.health import health_flags
 from .audits.lira import LiRA
 from .audits.loss_threshold import LossThreshold
@@ -24,13 +25,14 @@ from .audits.told_apart import ClassLeakage
 from .checks import choose
 from .data.images import Samples
 from .data.split import Split
+from .device import device_of, resolve_device
 from .errors import ConfigError, DataError, HealthFlag
 from .metrics.accuracy import accuracy_of, correct
 from .metrics.gap import GROUPS, GapInputs, gaps
 from .metrics.roc import auc, auc_difference, tpr_at_fpr
 from .metrics.signals import logit_margin
 from .provenance import provenance
-from .training.device import device_of, resolve_device
+from .spectral.spectrum import Spectrum
 from .training.inference import check_model, logits_of
 from .training.shadow import ShadowModels
 
@@ -49,6 +51,8 @@ def audit(
     details: Mapping[str, str] | None = None,
     seconds: Mapping[str, float] | None = None,
     leakage: Sequence[ClassLeakage] = (),
+    factors: Mapping[str, Factors] | None = None,
+    spectra: Mapping[str, Spectrum] | None = None,
     title: str = "Audit of unlearning",
     device: str | torch.device = "auto",
 ) -> Audit:
@@ -66,12 +70,14 @@ def audit(
         fpr: false-positive rate at which true positives are counted, in (0, 1).
         details, seconds, title: what the report should say about each model (its method, its cost), and its heading.
         leakage: U-LiRA of the forgotten classes, from `class_leakage`, to be shown beside what the models answer on them.
+        factors: of AMUN's theorem, from `expunge.factors` on this split, by the name of the unlearned model: why it is near to retraining or far from it.
+        spectra: from `expunge.spectrum`, by the name of the model: how far its layers can stretch a change of their input.
         device: where models are scored; they stay where they are.
 
     Raises:
         ConfigError: no model, the same attack twice, or an attack that needs shadow models without any.
-        MissingError: `reference` names none of the models.
-        DataError: shadow models of other data, or too few; test images that are training images, or none of a forgotten class.
+        MissingError: `reference`, or a name in `factors` or `spectra`, is none of the models.
+        DataError: shadow models or factors of other data, or too few shadow models; test images that are training images, or none of a forgotten class.
         ModelError: a model's outputs do not fit the labels.
 
     Cost: one forward pass of each model over `split.train` and `test`; the attacks are a sort. Where classes are forgotten, also K − 1 support vector machines a model.
@@ -92,6 +98,9 @@ def audit(
     if reference_name is None and reference != "retrained":
         choose("model", reference, named, "reference= is the name of the retrained model.")
     pool = _Pool(split, test, shadows)
+    _check_factors(factors or {}, named, split)
+    for name in spectra or {}:
+        choose("model", name, named, "spectra= takes the names of audited models.")
     flags: list[Flag] = []
     answers = {}
     for done, (name, model) in enumerate(named.items()):
@@ -105,7 +114,9 @@ def audit(
     floor = max(twins, key=lambda gap: gap.value) if twins else None
     references = [name for name in answers if name == reference_name or is_twin(name, reference_name)]
     classes = _classes(split, test, pool, answers, references, leakage)
-    result = Audit(model_rows, rows, reference_name, floor, flags, pool.sizes, provenance() | pool.identity, title, classes)
+    result = Audit(
+        model_rows, rows, reference_name, floor, flags, pool.sizes, provenance() | pool.identity, title, classes, dict(factors or {}), dict(spectra or {}),
+    )  # fmt: skip
     flags += health_flags(result, shadows, [kind for kind, a in named_attacks.items() if a.needs_shadows])
     return result
 
@@ -183,6 +194,16 @@ def _check_columns(shadows: ShadowModels, columns: Tensor, labels: Tensor) -> No
             f"shadow models must be trained on halves of the audited training and test set; got models of {shadows.n_train} training and "
             f"{len(shadows.labels) - shadows.n_train} test samples with other labels. Train them with train_shadow_models(build, split.train, test, …)."
         )
+
+
+def _check_factors(factors: Mapping[str, Factors], models: Mapping[str, nn.Module], split: Split) -> None:
+    for name, found in factors.items():
+        choose("model", name, models, "factors= takes the names of audited models.")
+        if not torch.equal(found.ids.sort().values, split.forget.ids.sort().values):
+            raise DataError(
+                f"factors must be of the audited split's {len(split.forget)} forget samples; got those of {name!r} of {len(found.ids)} samples, not the "
+                "same ones. Measure them with expunge.factors(original, split, …)."
+            )
 
 
 def _attacks(attacks: Sequence[MembershipAudit] | None, shadows: ShadowModels | None) -> dict[str, MembershipAudit]:

@@ -38,10 +38,15 @@ def setting(
     lt=None,
     choices: tuple[str, ...] | None = None,
     factory=dataclasses.MISSING,
+    later: bool = False,
 ) -> Any:
-    """A dataclass field that knows its range; `check_settings` enforces it."""
+    """A dataclass field that knows its range; `check_settings` enforces it.
+
+    `later` marks a field that older versions did not have, and whose default means what they did: a spec does not mention it then, so that
+    results stored before are still found.
+    """
     bounds = {name: bound for name, bound in {"ge": ge, "gt": gt, "le": le, "lt": lt}.items() if bound is not None}
-    return dataclasses.field(default=default, default_factory=factory, metadata={"bounds": bounds, "choices": choices})
+    return dataclasses.field(default=default, default_factory=factory, metadata={"bounds": bounds, "choices": choices, "later": later})
 
 
 def check_settings(config: Any) -> None:
@@ -92,6 +97,11 @@ def _is_kind(value: Any, kind: Any) -> bool:
 def _name(kind: Any) -> str:
     words = {int: "an integer", float: "a number", bool: "True or False", str: "a string", NoneType: "None"}
     return words.get(kind) or f"a {getattr(kind, '__name__', str(kind))}"
+
+
+def is_integer(value: Any, at_least: int) -> bool:
+    """Whether a value is an integer of this size or more; True and False are none."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= at_least
 
 
 def choose(kind: str, name: str, known: Iterable[str], remedy: str) -> str:

@@ -18,6 +18,7 @@ from .checks import check_indices
 from .data.images import Samples
 from .data.pool import pool
 from .data.split import forget_samples
+from .device import resolve_device
 from .errors import ConfigError, DataError
 from .methods.base import Method
 from .metrics.estimate import Estimate
@@ -25,7 +26,6 @@ from .metrics.signals import logit_margin
 from .store import Store
 from .stored import unlearn_stored
 from .training.class_shadows import ClassShadows
-from .training.device import resolve_device
 from .training.inference import logits_of
 from .training.shadow import ShadowModels
 

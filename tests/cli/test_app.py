@@ -50,8 +50,14 @@ def test_every_field_of_the_recipe_is_an_option_with_its_default():
     assert set(RECIPE) == set(fields)
     for name, (kind, text) in RECIPE.items():
         default = getattr(library.Recipe(), name)
-        assert kind is (str if name == "schedule" else hints[name])
-        shown = {True: name, False: f"no-{name}"}[default] if kind is bool else "cosine:warmup=0.1" if name == "schedule" else str(default)
+        assert kind is (str if name in ("schedule", "clip") else hints[name])
+        shown = (
+            {True: name, False: f"no-{name}"}[default]
+            if kind is bool
+            else "cosine:warmup=0.1"
+            if name == "schedule"
+            else str(default).lower()
+        )
         assert text.endswith(f"[{shown}]"), name
 
 
@@ -65,7 +71,7 @@ def test_the_command_line_is_imported_without_torch():
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
-@pytest.mark.parametrize("kind", ["methods", "attacks", "audits", "datasets", "architectures"])
+@pytest.mark.parametrize("kind", ["methods", "attacks", "audits", "datasets", "architectures", "controls"])
 def test_list_shows_everything_in_the_registry(kind, expunge):
     rows = expunge("list", kind).stdout.splitlines()[1:]
     assert [row.split()[0] for row in rows] == sorted(registries()[kind])
@@ -92,7 +98,7 @@ def test_show_explains_everything_that_list_shows(name, expunge):
 @pytest.mark.parametrize(
     "arguments, sentence",
     [
-        (["show", "amnu"], "no method, attack, audit, dataset or architecture named 'amnu'; did you mean 'amun'?"),
+        (["show", "amnu"], "no method, attack, audit, dataset, architecture or control named 'amnu'; did you mean 'amun'?"),
         (["list", "method"], "no list named 'method'; did you mean 'methods'?"),
         (["list", "runs", "--store", "absent"], "no store 'absent'"),
         (["train", "digit", "small", "-o", "x.pt"], "no dataset named 'digit'; did you mean 'digits'?"),

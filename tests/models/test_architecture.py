@@ -30,6 +30,8 @@ def build(name: str, shape: tuple[int, int, int] = (3, 32, 32), n_classes: int =
         ("all_cnn_plain", 1_369_738),  # 1.37 M; the paper says 1.4 M
         ("resnet_small", 701_466),
         ("resnet_tiny", 308_826),
+        ("resnet18_plain", 11_169_162),
+        ("resnet_tiny_plain", 308_106),
     ],
 )
 def test_parameter_counts_are_those_of_the_papers(name, n_parameters):

@@ -16,12 +16,13 @@ from torch import Tensor, nn
 
 from ..checks import check_settings
 from ..data.images import Samples
+from ..device import device_of, exact_float32, fast_layout
 from ..errors import AdversarialSearchFailed, DataError, InputsOutsideUnitRange, ModelError, ZeroGradients
 from ..models.checkpoint import model_hash
+from ..models.modes import eval_mode
 from ..progress import report
 from ..rng import fork
-from ..training.device import device_of, exact_float32, fast_layout
-from ..training.inference import check_model, eval_mode
+from ..training.inference import check_model
 from .active_set import ActiveSet, column, finite, length, look
 from .adversarial_set import AdversarialSet
 
@@ -69,10 +70,10 @@ class NearestAttack(ABC):
         Flags: AdversarialSearchFailed, ZeroGradients, InputsOutsideUnitRange.
         """
         with torch.inference_mode(False), fork(0):
-            _check(model, data)
+            check_input(model, data)
             device = device_of(model)
             first = data.fetch(torch.arange(1)).to(device)
-            with _only_inputs(model), torch.autocast(device.type, enabled=False), fast_layout(model, first) as layout:
+            with only_inputs(model), torch.autocast(device.type, enabled=False), fast_layout(model, first) as layout:
                 result = _Search(self, model, data, layout).run()
         _flag(result, data)
         done = result.tensors
@@ -183,7 +184,7 @@ class _Search:
 
 
 @contextlib.contextmanager
-def _only_inputs(model: nn.Module) -> Iterator[None]:
+def only_inputs(model: nn.Module) -> Iterator[None]:
     """Eval mode and gradients with respect to inputs alone, whatever surrounds the block; puts modes and flags back."""
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
@@ -196,7 +197,7 @@ def _only_inputs(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(flag)
 
 
-def _check(model: nn.Module, data: Samples) -> None:
+def check_input(model: nn.Module, data: Samples) -> None:
     if not isinstance(data, Samples) or len(data) == 0:
         raise DataError(f"data must be a non-empty ImageData or subset of one; got {data!r}. Attack split.forget, or load_data(…).")
     if data.labels.ndim != 1:

@@ -4,8 +4,8 @@ import torch
 from torch import nn
 
 from ..data.images import Samples
-from ..training.device import device_of
-from ..training.inference import eval_mode
+from ..device import device_of
+from ..models.modes import eval_mode
 from ..types import Logits
 from .active_set import finite, margin
 

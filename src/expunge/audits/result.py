@@ -14,7 +14,9 @@ from ..metrics.estimate import Estimate
 from ..metrics.gap import GROUPS, Gaps
 from ..metrics.roc import roc_band
 from ..report import write
+from ..spectral.spectrum import Spectrum
 from .class_answers import ClassAnswers
+from .factors import Factors
 from .tables import Table, as_text, notes, tables
 
 HISTOGRAM_BINS = 40
@@ -91,6 +93,8 @@ class Audit:
         flags: what makes the numbers less certain than they look.
         sizes: how many forget, retain and test samples and shadow models there were.
         classes: for each forgotten class, what the models answer on its unseen images; empty where no whole class is forgotten.
+        factors: of AMUN's theorem, by model, if they were measured (see `expunge.factors`).
+        spectra: the layers' largest singular values, by model, if they were computed (see `expunge.spectrum`).
     """
 
     models: list[ModelRow]
@@ -102,6 +106,8 @@ class Audit:
     provenance: dict[str, Any]
     title: str = "Audit of unlearning"
     classes: list[ClassAnswers] = field(default_factory=list)
+    factors: dict[str, Factors] = field(default_factory=dict)
+    spectra: dict[str, Spectrum] = field(default_factory=dict)
 
     def __getitem__(self, key: tuple[str, str]) -> AttackRow:
         attack, model = key
@@ -140,6 +146,8 @@ class Audit:
             "floor": self.floor and self.floor.to_dict(),
             "histograms": _histograms(self.models),
             "classes": [answers.to_dict() for answers in self.classes],
+            "factors": {name: found.to_dict() for name, found in self.factors.items()},
+            "spectra": {name: found.to_dict() for name, found in self.spectra.items()},
             "flags": [{"name": flag.name, "message": flag.message} for flag in self.flags],
         }
 

@@ -3,7 +3,10 @@
 from typing import Any, NamedTuple
 
 from ..metrics.gap import GROUPS
-from ..report.twins import folded, folded_name
+from ..report.factors_section import GROUPS as FACTORS
+from ..report.factors_section import QUANTITY, SHARE, SIGNED, Factor, basis, value_of
+from ..report.spectrum_section import values_with_errors
+from ..report.twins import folded, folded_name, is_other, spread
 
 Plain = dict[str, Any]
 COUNTS = {2: "two", 3: "three", 4: "four"}
@@ -18,8 +21,9 @@ class Table(NamedTuple):
 
 
 def tables(result: Plain) -> list[Table]:
-    """The tables of an audit: accuracies with the average gap, membership, and what models answer on each forgotten class; many retrained models in one row."""
-    result = folded(result)
+    """The tables of an audit: accuracies with the average gap, membership, what models answer on each forgotten class, the factors of AMUN's theorem, and
+    spectral norms; many retrained models in one row."""
+    every, result = result, folded(result)
     models, attacks = result["models"], result["attacks"]
     entering, fpr = attacks[-1]["attack"], attacks[0]["fpr"]
     groups = [group for group in GROUPS if models[0].get(group)]  # there may be no retain data, and no forgotten class
@@ -35,6 +39,8 @@ def tables(result: Plain) -> list[Table]:
             ["attack", "model", "AUC", f"TPR at {100 * fpr:g} % FPR", "AUC gap"], membership,
         ),
         *(table for answers in result.get("classes") or [] for table in _class_tables(answers)),
+        *([factor_table(result["factors"])] if result.get("factors") else []),
+        *([_spectrum_table(every)] if every.get("spectra") else []),
     ]  # fmt: skip
 
 
@@ -70,6 +76,61 @@ def _leakage_table(leakage: Plain) -> Table:
     )
 
 
+def factor_table(factors: Plain, meanings: bool = False) -> Table:
+    """The factors of AMUN's theorem, a column for each model; with a sentence on each factor or without.
+
+    Args:
+        factors: `Factors.to_dict()` of each model, by name.
+        meanings: whether the last column says what a factor means.
+    """
+    rows = [
+        [
+            factor.name,
+            factor.better or "-",
+            *(_factor(factor, found) for found in factors.values()),
+            *([factor.meaning] if meanings else []),
+        ]
+        for group in FACTORS.values()
+        for factor in group
+    ]
+    header = ["factor", "better", *factors, *(["meaning"] if meanings else [])]
+    return Table("Factors of AMUN's theorem (a diagnostic; shares in %, losses in nats)", header, rows)
+
+
+def _factor(factor: Factor, found: Plain) -> str:
+    estimate = value_of(factor, found)
+    text = percent(estimate) if factor.kind == SHARE else number(estimate, {QUANTITY: ".3g", SIGNED: "+.3f"}.get(factor.kind, ".3f"))
+    return f"{text} ({estimate['note']})" if factor.key == "norm" and estimate["value"] is not None else text
+
+
+def _spectrum_table(result: Plain) -> Table:
+    """The largest σ₁ of each model with its layer, and the bound on the network; the page has all layers."""
+    together, rows = folded_name(result), {}
+    for name, found in result["spectra"].items():
+        rows.setdefault(together if together and is_other(name, result["reference"]) else name, []).append(found)
+    return Table(
+        "Spectral norms: the largest σ₁ of a layer, and the Lipschitz bound of the network (an upper bound, usually far above the truth)",
+        ["model", "largest σ₁", "layer", "Lipschitz bound"],
+        [[name, *_norms(spectra)] for name, spectra in rows.items()],
+    )
+
+
+def _norms(spectra: list[Plain]) -> list[str]:
+    """The largest σ₁, its layer and the bound of one model; or the means of several, and all their layers."""
+    largest = [max(found["layers"], key=lambda layer: layer["values"][0]) for found in spectra if found["layers"]]
+    layers = ", ".join(dict.fromkeys(layer["name"] for layer in largest)) or "-"
+    norms = [_alone(layer["values"][0]) for layer in largest] or [_alone(None, "no affine layer was seen")]
+    bounds = [_alone(found["bound"], found["reason"]) for found in spectra]
+    if len(spectra) > 1:
+        return [number(spread(norms), ".4g"), layers, number(spread(bounds), ".3g")]
+    return [values_with_errors(largest[0])[0] if largest else number(norms[0]), layers, number(bounds[0], ".3g")]
+
+
+def _alone(value: float | None, note: str = "") -> Plain:
+    """A number without an interval, as a plain estimate."""
+    return {"value": value, "low": None, "high": None, "note": note or None}
+
+
 def top_answers(answer: list[float], classes: list[str], n: int = 3) -> str:
     """The n classes with the highest mean probability, in percent.
 
@@ -103,22 +164,30 @@ def notes(result: Plain) -> list[str]:
         f"Intervals: 95 %. Samples: {counts}.",
         *spread,
         *floor,
+        *(f"Factors of {name}: {basis(found)}." for name, found in (result.get("factors") or {}).items()),
         *(f"Flag {flag['name']}: {flag['message']}" for flag in result["flags"]),
     ]
 
 
 def as_text(result: Plain) -> str:
     """Tables and notes as plain text."""
-    parts = ["\n".join([table.title, *_aligned([table.header, *table.rows])]) for table in tables(result)]
+    parts = ["\n".join(lines(table)) for table in tables(result)]
     return "\n\n".join([*parts, "\n".join(notes(result))])
 
 
+def lines(table: Table) -> list[str]:
+    """A table as lines of text, its columns aligned."""
+    return [table.title, *_aligned([table.header, *table.rows])]
+
+
 def number(estimate: Plain | None, form: str = ".3f") -> str:
-    """An estimate with its interval, "n/a (reason)", or "-" where there is none."""
+    """An estimate with its interval if it has one, "n/a (reason)", or "-" where there is none."""
     if estimate is None:
         return "-"
     if estimate["value"] is None:
         return f"n/a ({estimate['note']})"
+    if estimate["low"] is None:
+        return format(estimate["value"], form)
     value, low, high = (format(estimate[k], form) for k in ("value", "low", "high"))
     return f"{value} [{low}, {high}]"
 
@@ -127,7 +196,7 @@ def percent(estimate: Plain | None, form: str = ".1f") -> str:
     """A fraction with its interval, in percent."""
     if estimate is None or estimate["value"] is None:
         return number(estimate)
-    return number({k: 100 * estimate[k] for k in ("value", "low", "high")}, form)
+    return number({k: estimate[k] and 100 * estimate[k] for k in ("value", "low", "high")}, form)
 
 
 def _aligned(rows: list[list[str]]) -> list[str]:

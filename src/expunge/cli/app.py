@@ -16,12 +16,14 @@ from .catalogue import list_, show
 from .demo import demo
 from .output import complain
 from .progress import shown
+from .spectrum import spectrum
 from .train import shadows, train
 from .unlearn import unlearn
 
 FAILED, INTERRUPTED = 1, 130
 VERBS: dict[str, Callable[..., None]] = {
     "demo": demo, "list": list_, "show": show, "train": train, "unlearn": unlearn, "shadows": shadows, "audit": audit,
+    "spectrum": spectrum,
 }  # fmt: skip
 
 app = typer.Typer(

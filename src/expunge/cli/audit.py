@@ -7,6 +7,7 @@ import typer
 
 from ..errors import ConfigError
 from .inputs import (
+    check_as_trained,
     check_one,
     check_same_classes,
     check_same_data,
@@ -24,6 +25,8 @@ from .output import complain, print_table
 from .train import as_workers
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from ..audits.result import Audit
     from ..data.load import DataPair
     from ..data.split import Split
@@ -65,6 +68,14 @@ def audit(
         ),
     ] = 0,
     store: Store = Path("runs"),
+    factors: Annotated[
+        bool,
+        typer.Option(
+            "--factors",
+            help="Also say why unlearning went well or badly: the factors of AMUN's theorem, and the layers' singular values. Costs an adversarial example of "
+            "each forget sample (up to some 150 forward and backward passes), and seconds for each model.",
+        ),
+    ] = False,
     fpr: Annotated[
         float, typer.Option("--fpr", metavar="X", help="False-positive rate at which true positives are counted, in (0, 1).")
     ] = 0.01,
@@ -97,13 +108,16 @@ def audit(
     pair = load_pair(data, root, size)
     split = make_split(pair.train, *options.values(), no_retain)
     _check_origins(named, metadata, split)
+    if shadows:
+        check_as_trained(named["original"], metadata["original"])
     trained = (
         _shadows(metadata["original"], build, pair, n=shadows, store=store, seed=seed, workers=as_workers(workers), device=device)
         if shadows
         else None
     )
+    diagnosis = _diagnosis(models, split, device) if factors else {}
     result = run(
-        models, split, pair.test, shadows=trained, fpr=fpr, device=device,
+        models, split, pair.test, shadows=trained, fpr=fpr, device=device, **diagnosis,
         details={name: known["settings"] for name, known in metadata.items() if "settings" in known},
         seconds={name: known["seconds"] for name, known in metadata.items() if "seconds" in known},
     )  # fmt: skip
@@ -169,6 +183,27 @@ def _shadows(metadata: dict[str, Any], build: str | None, pair: "DataPair", **op
             "Train the original with `expunge train`, or leave out --shadows."
         )
     return train_shadow_models(known["build"], *pair, recipe=known["recipe"], **options)
+
+
+def _diagnosis(models: "dict[str, nn.Module]", split: "Split", device: str) -> dict[str, Any]:
+    """The factors of each unlearned model and the spectra of all models, as `expunge.audit` takes them."""
+    from ..attacks import NearestL2PGD
+    from ..device import resolve_device
+    from ..diagnosis import factors
+    from ..report.twins import is_reference
+    from ..spectral.spectrum import spectrum
+
+    for model in models.values():
+        model.to(resolve_device(device))
+    original = models["original"]
+    retrained = [model for name, model in models.items() if is_reference(name, "retrained")] or None
+    unlearned = {name: model for name, model in models.items() if name != "original" and not is_reference(name, "retrained")}
+    adversarial = NearestL2PGD()(original, split.forget)
+    measured = {
+        name: factors(original, split, adversarial, unlearned=model, retrained=retrained)
+        for name, model in (unlearned or {"original": None}).items()  # without an unlearned model, the factors that do not need one
+    }
+    return {"factors": measured, "spectra": {name: spectrum(model, split.train.shape) for name, model in models.items()}}
 
 
 def _print(result: "Audit", html: Path | None) -> None:

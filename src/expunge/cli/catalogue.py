@@ -12,7 +12,14 @@ from .options import Json, Store
 from .output import percent, print_json, print_table
 
 RUNS = "runs"
-KINDS = {"methods": "method", "attacks": "attack", "audits": "audit", "datasets": "dataset", "architectures": "architecture"}
+KINDS = {
+    "methods": "method",
+    "attacks": "attack",
+    "audits": "audit",
+    "datasets": "dataset",
+    "architectures": "architecture",
+    "controls": "control",
+}
 RETAIN = {True: "needed", False: "none"}
 
 
@@ -55,7 +62,7 @@ def show(
     from ..checks import choose
 
     known = {key: (kind, found) for kind, registry in registries().items() for key, found in registry.items()}
-    kind, found = known[choose("method, attack, audit, dataset or architecture", name, known, "`expunge list` shows all.")]
+    kind, found = known[choose("method, attack, audit, dataset, architecture or control", name, known, "`expunge list` shows all.")]
     settings = _settings(found)
     if json:
         return print_json({"name": name, "kind": KINDS[kind], "description": inspect.getdoc(found) or "", "settings": settings})
@@ -72,8 +79,11 @@ def registries() -> dict[str, dict[str, Any]]:
     from ..data.load import DATASETS
     from ..methods import METHODS
     from ..models import ARCHITECTURES
+    from ..spectral import CONTROLS
 
-    return {"methods": METHODS, "attacks": ATTACKS, "audits": AUDITS, "datasets": DATASETS, "architectures": ARCHITECTURES}
+    return {
+        "methods": METHODS, "attacks": ATTACKS, "audits": AUDITS, "datasets": DATASETS, "architectures": ARCHITECTURES, "controls": CONTROLS,
+    }  # fmt: skip
 
 
 def _entry(kind: str, name: str, found: Any) -> dict[str, str]:

@@ -33,6 +33,7 @@ $ expunge unlearn retrain --model original.safetensors --data digits --forget-ra
 $ expunge shadows digits --like original.safetensors --n 16
 $ expunge audit --original original.safetensors --unlearned unlearned.safetensors --retrained retrained.safetensors \\
     --data digits --forget-random 100 --shadows 16 --html audit.html
+$ expunge spectrum original.safetensors --clip 1.0 --data digits -o clipped.safetensors --html spectrum.html
 ```
 
 Your own models and data are named by import path: `--data mypkg.data:load`, a function that returns (train, test);

@@ -113,11 +113,12 @@ def recipe_of(record: dict[str, Any]) -> "Recipe":
     Raises:
         StoreError: its fields do not fit this version.
     """
+    from ..spectral import CONTROLS
     from ..store import rebuild
     from ..training.recipe import Recipe
     from ..training.schedules import Constant, Cosine, Step
 
-    return rebuild(record, {cls.__name__: cls for cls in (Recipe, Constant, Cosine, Step)})
+    return rebuild(record, {cls.__name__: cls for cls in (Recipe, Constant, Cosine, Step, *CONTROLS.values())})
 
 
 def make_split(train: "Samples", indices: Path | None, classes: str | None, random: str | None, no_retain: bool = False) -> "Split":
@@ -247,6 +248,15 @@ def check_same_data(text: str, metadata: dict[str, Any], train: "Samples") -> No
         complain(
             "warning",
             f"{text} was trained on another training set ({metadata['data'].get('name')}) than is given: positions may name other samples.",
+        )
+
+
+def check_as_trained(text: str, metadata: dict[str, Any]) -> None:
+    """Warns if a checkpoint was clipped after it was trained: models that are trained by its recipe are not."""
+    if "clipped" in metadata:
+        complain(
+            "warning",
+            f"{text} was clipped after it was trained, and models that follow its recipe will not be. Train it with --clip to compare it with them.",
         )
 
 

@@ -72,6 +72,10 @@ RECIPE: dict[str, tuple[type, str]] = {
     "schedule": (str, "Learning rate over time: constant, cosine:warmup=0.1 or step:every=40,gamma=0.1. [cosine:warmup=0.1]"),
     "augment": (bool, "Vary the images as the data set says. [augment]"),
     "precision": (str, "auto, float32 or bfloat16. [auto]"),
+    "clip": (
+        str,
+        "Keep the layers' singular values below a bound: a control such as clip:max_norm=1.0 (`expunge list controls`), or the bound alone. [none]",
+    ),
 }
 METAVARS = {int: "N", float: "X", str: "NAME"}
 

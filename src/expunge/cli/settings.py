@@ -74,6 +74,7 @@ def _value_of(text: str, kind: Any) -> Any:
 def _readers() -> dict[Any, Callable[[str], Any]]:
     """How to read fields that are objects themselves."""
     from ..attacks import ATTACKS, AdversarialSet, NearestAttack
+    from ..spectral.control import SpectralControl
     from ..training.recipe import Build
     from ..training.schedules import Constant, Cosine, Schedule, Step
     from .inputs import load_build
@@ -84,7 +85,20 @@ def _readers() -> dict[Any, Callable[[str], Any]]:
         NearestAttack: lambda text: _named(text, "attack", ATTACKS, "`expunge list attacks` shows all."),
         AdversarialSet: AdversarialSet.load,
         Build: load_build,
+        SpectralControl: _control,
     }
+
+
+def _control(text: str) -> Any:
+    """The control of "name" or "name:field=value,…"; a number alone is the bound of `Clip`."""
+    from ..spectral import CONTROLS
+
+    bound = _value_of(text, float)
+    return (
+        CONTROLS["clip"](max_norm=bound)
+        if isinstance(bound, float)
+        else _named(text, "control", CONTROLS, "`expunge list controls` shows all.")
+    )
 
 
 def _named(text: str, what: str, known: Mapping[str, type], remedy: str) -> Any:

@@ -2,12 +2,23 @@
 
 import dataclasses
 import time
+import typing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .inputs import check_writable, describe_split, is_import_path, load_build, load_pair, metadata_of, read_indices, training_of
+from .inputs import (
+    check_as_trained,
+    check_writable,
+    describe_split,
+    is_import_path,
+    load_build,
+    load_pair,
+    metadata_of,
+    read_indices,
+    training_of,
+)
 from .options import Build, DataArgument, Device, Force, Json, Output, Root, Seed, Size, Store, Workers, with_recipe
 from .output import percent, print_json, print_table
 
@@ -112,7 +123,9 @@ def shadows(
         raise typer.BadParameter("expected ARCH or --like, and not both: the architecture of the model to be audited.")
     from ..training.shadow import train_shadow_models
 
-    base = {} if like is None else training_of(metadata_of(like), build)
+    metadata = {} if like is None else metadata_of(like)
+    check_as_trained(like or "", metadata)
+    base = training_of(metadata, build) if like is not None else {}
     recipe = make_recipe(settings, base.get("recipe"))
     pair = load_pair(data, root, size)
     if like is not None and "build" not in base:
@@ -139,12 +152,11 @@ def shadows(
 def make_recipe(settings: dict[str, Any], base: "Recipe | None" = None) -> "Recipe":
     """`base`, or the default recipe, with these settings in place of its own."""
     from ..training.recipe import Recipe
-    from ..training.schedules import Schedule
     from .settings import value_of
 
-    if "schedule" in settings:
-        settings = settings | {"schedule": value_of(settings["schedule"], Schedule)}
-    return dataclasses.replace(base or Recipe(), **settings)
+    hints = typing.get_type_hints(Recipe)
+    read = {name: value_of(value, hints[name]) if isinstance(value, str) else value for name, value in settings.items()}
+    return dataclasses.replace(base or Recipe(), **read)
 
 
 def make_build(arch: str, train: "Samples") -> Any:
@@ -161,8 +173,8 @@ def as_workers(text: str) -> int | str:
 
 def accuracies(model: "nn.Module", groups: dict[str, "Samples"], device: str) -> dict[str, float]:
     """The share of right answers in each group."""
+    from ..device import resolve_device
     from ..metrics.accuracy import accuracy
-    from ..training.device import resolve_device
     from ..training.inference import logits_of
 
     model = model.to(resolve_device(device))

@@ -8,6 +8,7 @@ import typer
 
 from ..errors import ConfigError
 from .inputs import (
+    check_as_trained,
     check_one,
     check_same_classes,
     check_same_data,
@@ -90,6 +91,8 @@ def unlearn(
             f"{method} forgets whole classes, and would take the images of the same class that stay along; got none named. Pass --forget-classes A,B (with --no-retain "
             "the data may hold them alone), or a method for samples (`expunge list methods`)."
         )
+    if getattr(chosen, "recipe", None) is not None and chosen.recipe is given.get("recipe"):
+        check_as_trained(model, metadata)
     original = load_network(model, build)
     pair = load_pair(data, root, size)
     check_same_classes(model, metadata, pair.train.classes)

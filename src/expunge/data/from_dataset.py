@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
+from ..checks import is_integer
 from ..errors import ConfigError, DataError
 from ..progress import report
 from .images import Augment, ImageData, Samples, to_unit
@@ -120,7 +121,7 @@ def _given(mean: Sequence[float] | None, std: Sequence[float] | None, memory_lim
         raise ConfigError(
             f"mean and std must be given together; got mean={mean} and std={std}. Pass those of the normalisation, or neither."
         )
-    if isinstance(memory_limit, bool) or not isinstance(memory_limit, int) or memory_limit < 0:
+    if not is_integer(memory_limit, 0):
         raise ConfigError(f"memory_limit must be an integer ≥ 0, in bytes; got {memory_limit!r}. For 4 GiB: 4 * 2**30.")
     if mean is None:
         return None

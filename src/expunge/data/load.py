@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checks import choose
+from ..checks import choose, is_integer
 from ..errors import ConfigError, DataError
 from ..rng import permutation
 from .folder import load_folder
@@ -77,7 +77,7 @@ def load_data(
         raise ConfigError(
             f"size must be (height, width) in pixels, and is for folders of images only; got {size!r} with {str(name_or_path)!r}."
         )
-    if n_test is not None and (not is_folder or isinstance(n_test, bool) or not isinstance(n_test, int) or n_test < 1):
+    if n_test is not None and (not is_folder or not is_integer(n_test, 1)):
         raise ConfigError(
             f"n_test must be an integer ≥ 1, and is for folders of images only; got {n_test!r} with {str(name_or_path)!r}. Leave it out for data that have a test set."
         )

@@ -10,7 +10,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from ..checks import check_indices, choose
+from ..checks import check_indices, choose, is_integer
 from ..errors import DataError
 from ..rng import check_seed, permutation
 from .images import Samples, Subset
@@ -91,7 +91,7 @@ def forget_random(train: Samples, n: int, seed: int = 0) -> Split:
         DataError: n is not an integer in [1, len(train)). ConfigError: seed is not an integer in [0, 2**63).
     """
     check_seed(seed)
-    if isinstance(n, bool) or not isinstance(n, int) or not 0 < n < len(train):
+    if not is_integer(n, 1) or n >= len(train):
         raise DataError(f"n must be an integer in [1, {len(train)}); got {n!r}. Pass the number of samples to forget.")
     return forget_samples(train, permutation(len(train), seed)[:n])
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Subset
 
+from ..checks import is_integer
 from ..errors import ConfigError, DataError
 from ..progress import report
 from ..rng import derive
@@ -49,7 +50,7 @@ class StreamedData(Samples):
     n_workers: int = 0
 
     def __post_init__(self) -> None:
-        if isinstance(self.n_workers, bool) or not isinstance(self.n_workers, int) or self.n_workers < 0:
+        if not is_integer(self.n_workers, 0):
             raise ConfigError(f"n_workers must be an integer ≥ 0; got {self.n_workers!r}. Pass the number of cores that may read images.")
         put = object.__setattr__  # the dataclass is frozen for everyone else
         put(self, "view", self.view if isinstance(self.view, View | Samples) else View(self.view))

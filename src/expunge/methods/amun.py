@@ -11,6 +11,7 @@ from ..checks import setting
 from ..data.images import Samples
 from ..data.split import Split
 from ..errors import ConfigError
+from ..spectral.control import SpectralControl
 from ..training.loop import sgd
 from ..training.objectives import cross_entropy
 from ..training.saliency import saliency_mask
@@ -45,6 +46,7 @@ class AMUN(Method):
         transferred: accept a D_A of another model: the paper's transfer experiment, and sequential requests with D_A of the first model.
         mask_ratio: share of the weights that may change, those with the largest gradients of the forget loss (AMUN + SalUn), in (0, 1]. 1 = all.
         augment_adversarial: give adversarial examples the random crop and flip of the sample that they come from; authors: False.
+        clip: keeps the bound of a model that was trained with one (`Recipe.clip`) while it forgets; None = the layers' norms may grow again.
 
     Raises:
         ConfigError: a hyperparameter is outside its range.
@@ -75,12 +77,18 @@ class AMUN(Method):
     transferred: bool = setting(False)
     mask_ratio: float = setting(1.0, gt=0, le=1)
     augment_adversarial: bool = setting(False)
+    clip: SpectralControl | None = setting(None, later=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.transferred and self.adversarial is None:
             raise ConfigError(
                 "AMUN: transferred=True needs the set that is transferred; got adversarial=None. Pass adversarial=attack(other_model, forget)."
+            )
+
+        if self.clip is not None and self.mask_ratio < 1:
+            raise ConfigError(
+                f"AMUN: clip changes the weights that a mask keeps as they are; got mask_ratio={self.mask_ratio:g} with clip. Pass one of them."
             )
 
     @property
@@ -94,6 +102,7 @@ class AMUN(Method):
         sgd(
             model, [*known, adversarial], cross_entropy,
             epochs=self.epochs, lr=self.lr, batch_size=self.batch_size, weight_decay=self.weight_decay, schedule=self.schedule, mask=mask,
+            clip=self.clip,
         )  # fmt: skip
 
     def _known(self, split: Split, adversarial: AdversarialSet) -> list[Samples]:

@@ -13,9 +13,9 @@ from torch import nn
 
 from ..checks import check_settings
 from ..data.split import Split
+from ..device import device_of, resolve_device
 from ..errors import DataError, ModelError
 from ..rng import fork
-from ..training.device import device_of, resolve_device
 from ..training.inference import check_model
 
 

@@ -7,9 +7,9 @@ from torch import nn
 
 from ..checks import setting
 from ..data.split import Split
+from ..device import device_of
 from ..errors import ModelError
 from ..rng import draw_seed
-from ..training.device import device_of
 from ..training.recipe import Build, Recipe, train_model
 from .base import Method
 

@@ -17,7 +17,7 @@ from ..data.images import Samples
 from ..errors import ConfigError
 from .all_cnn import all_cnn, all_cnn_plain
 from .normalize import Normalize
-from .resnet import resnet9, resnet18, resnet_small, resnet_tiny
+from .resnet import resnet9, resnet18, resnet18_plain, resnet_small, resnet_tiny, resnet_tiny_plain
 from .small import small
 from .vgg import vgg19
 
@@ -25,9 +25,11 @@ ARCHITECTURES: dict[str, Callable[[int, int, tuple[int, int, int]], nn.Module]] 
     "all_cnn": all_cnn,
     "all_cnn_plain": all_cnn_plain,
     "resnet18": resnet18,
+    "resnet18_plain": resnet18_plain,
     "resnet9": resnet9,
     "resnet_small": resnet_small,
     "resnet_tiny": resnet_tiny,
+    "resnet_tiny_plain": resnet_tiny_plain,
     "small": small,
     "vgg19": vgg19,
 }

@@ -9,6 +9,9 @@ ResNet-9 is the short one of the DAWNBench entries (Page, "How to train your Res
 | resnet9 | 6.57 M | 379 M | 759 M |
 | resnet_small | 0.70 M | 35 M | 70 M |
 | resnet_tiny | 0.31 M | 16 M | 32 M |
+
+The plain ones have no BatchNorm, so that a bound on the layers bounds the network (Ebrahimpour-Boroojeny et al. 2024, arXiv:2402.16017): blocks whose
+shortcut has a convolution return the mean of their two branches, so that with layers of norm 1 only the other blocks can double a difference.
 """
 
 from torch import Tensor, nn
@@ -19,34 +22,37 @@ from .layers import conv_bn_relu, global_average, initialise
 class BasicBlock(nn.Module):
     """Two 3×3 convolutions beside a shortcut."""
 
-    def __init__(self, n_in: int, n_out: int, stride: int):
+    def __init__(self, n_in: int, n_out: int, stride: int, batchnorm: bool):
         super().__init__()
-        self.conv1 = nn.Conv2d(n_in, n_out, 3, stride, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(n_out)
-        self.conv2 = nn.Conv2d(n_out, n_out, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(n_out)
+        self.conv1 = nn.Conv2d(n_in, n_out, 3, stride, padding=1, bias=not batchnorm)
+        self.bn1 = nn.BatchNorm2d(n_out) if batchnorm else nn.Identity()
+        self.conv2 = nn.Conv2d(n_out, n_out, 3, padding=1, bias=not batchnorm)
+        self.bn2 = nn.BatchNorm2d(n_out) if batchnorm else nn.Identity()
         self.relu = nn.ReLU(inplace=True)
-        self.downsample = nn.Identity()
+        self.downsample, self.scale = nn.Identity(), 1.0
         if stride != 1 or n_in != n_out:
-            self.downsample = nn.Sequential(nn.Conv2d(n_in, n_out, 1, stride, bias=False), nn.BatchNorm2d(n_out))
+            conv = nn.Conv2d(n_in, n_out, 1, stride, bias=not batchnorm)
+            self.downsample = nn.Sequential(conv, nn.BatchNorm2d(n_out)) if batchnorm else conv
+            self.scale = 1.0 if batchnorm else 0.5
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.relu(self.bn1(self.conv1(x)))
-        return self.relu(self.bn2(self.conv2(out)) + self.downsample(x))
+        out = self.bn2(self.conv2(out)) + self.downsample(x)
+        return self.relu(out if self.scale == 1 else out * self.scale)
 
 
 class ResNet(nn.Module):
     """Four stages of basic blocks; each stage after the first halves the image and doubles the width."""
 
-    def __init__(self, n_blocks: tuple[int, int, int, int], width: int, n_classes: int, in_channels: int):
+    def __init__(self, n_blocks: tuple[int, int, int, int], width: int, n_classes: int, in_channels: int, batchnorm: bool = True):
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, width, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
+        self.conv1 = nn.Conv2d(in_channels, width, 3, padding=1, bias=not batchnorm)
+        self.bn1 = nn.BatchNorm2d(width) if batchnorm else nn.Identity()
         self.relu = nn.ReLU(inplace=True)
-        self.layer1 = _stage(width, width, n_blocks[0], stride=1)
-        self.layer2 = _stage(width, 2 * width, n_blocks[1], stride=2)
-        self.layer3 = _stage(2 * width, 4 * width, n_blocks[2], stride=2)
-        self.layer4 = _stage(4 * width, 8 * width, n_blocks[3], stride=2)
+        self.layer1 = _stage(width, width, n_blocks[0], 1, batchnorm)
+        self.layer2 = _stage(width, 2 * width, n_blocks[1], 2, batchnorm)
+        self.layer3 = _stage(2 * width, 4 * width, n_blocks[2], 2, batchnorm)
+        self.layer4 = _stage(4 * width, 8 * width, n_blocks[3], 2, batchnorm)
         self.fc = nn.Linear(8 * width, n_classes)
         initialise(self)
 
@@ -82,6 +88,16 @@ def resnet_tiny(n_classes: int, in_channels: int, shape: tuple[int, int, int]) -
     return ResNet((1, 1, 1, 1), 16, n_classes, in_channels)
 
 
+def resnet18_plain(n_classes: int, in_channels: int, shape: tuple[int, int, int]) -> nn.Module:
+    """`resnet18` without BatchNorm."""
+    return ResNet((2, 2, 2, 2), 64, n_classes, in_channels, batchnorm=False)
+
+
+def resnet_tiny_plain(n_classes: int, in_channels: int, shape: tuple[int, int, int]) -> nn.Module:
+    """`resnet_tiny` without BatchNorm."""
+    return ResNet((1, 1, 1, 1), 16, n_classes, in_channels, batchnorm=False)
+
+
 def resnet9(n_classes: int, in_channels: int, shape: tuple[int, int, int]) -> nn.Module:
     """ResNet-9: four convolutions with two residual pairs, widths 64-128-256-512, maximum over the last feature map."""
     pool = nn.MaxPool2d(2)
@@ -97,5 +113,6 @@ def resnet9(n_classes: int, in_channels: int, shape: tuple[int, int, int]) -> nn
     return initialise(net)
 
 
-def _stage(n_in: int, n_out: int, n_blocks: int, stride: int) -> nn.Sequential:
-    return nn.Sequential(BasicBlock(n_in, n_out, stride), *(BasicBlock(n_out, n_out, 1) for _ in range(n_blocks - 1)))
+def _stage(n_in: int, n_out: int, n_blocks: int, stride: int, batchnorm: bool) -> nn.Sequential:
+    rest = (BasicBlock(n_out, n_out, 1, batchnorm) for _ in range(n_blocks - 1))
+    return nn.Sequential(BasicBlock(n_in, n_out, stride, batchnorm), *rest)

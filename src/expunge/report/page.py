@@ -14,11 +14,15 @@ from typing import Any
 from ..errors import DataError, StoreError
 from . import cells
 from .class_section import sections
+from .factors_section import section as factors_section
 from .figures import Look, histogram_figure, looks, roc_figure
+from .spectrum_section import section as spectrum_section
 from .twins import folded, folded_name, in_figures, is_other, is_reference
 
 REQUIRED = ("models", "attacks")
-OPTIONAL = dict.fromkeys(("title", "created", "provenance", "reference", "sizes", "floor", "histograms", "classes", "flags"))
+OPTIONAL = dict.fromkeys(
+    ("title", "created", "provenance", "reference", "sizes", "floor", "histograms", "classes", "factors", "spectra", "flags")
+)
 OPTIONAL_OF_MODEL = dict.fromkeys(("forget_test", "retain", "gaps", "seconds", "details"))
 OPTIONAL_OF_GAPS = dict.fromkeys(("forget_test",))
 OPTIONAL_OF_ATTACK = dict.fromkeys(("gap", "roc"))
@@ -57,15 +61,15 @@ def render(result: Mapping[str, Any], path: str | os.PathLike | None = None) -> 
     missing = [name for name in REQUIRED if not isinstance(result.get(name), list)]
     if missing:
         raise DataError(f"a report needs the lists {' and '.join(REQUIRED)}; got none for {' and '.join(missing)}. Pass audit.to_dict().")
-    numbers = _safe_json(result)
+    numbers = safe_json(result)
     try:
-        text = _template().render(_view(result) | {"numbers": numbers})
+        text = template().render(_view(result) | {"numbers": numbers})
     except (KeyError, UndefinedError) as error:
         raise DataError(
             f"every model and attack of a report must be complete; got one that is not ({error}). Pass audit.to_dict()."
         ) from error
     if path is not None:
-        _write_text(text, path)
+        write_text(text, path)
     return text
 
 
@@ -92,7 +96,9 @@ def _view(result: Mapping[str, Any]) -> dict[str, Any]:
     histograms = [_of_like(h) for h in result["histograms"] or [] if in_figures(h["model"], every)]
     histograms = [h for h in histograms if h["forget"] and h["test"]]
     answers = [row for c in result["classes"] or [] for row in c["rows"]]
-    names = list(dict.fromkeys([m["name"] for m in models] + [row["model"] for row in (*attacks, *drawn, *histograms, *answers)]))
+    named = [m["name"] for m in models] + [row["model"] for row in (*attacks, *drawn, *histograms, *answers)]
+    spectra = {name: found for name, found in (result["spectra"] or {}).items() if in_figures(name, every)}
+    names = list(dict.fromkeys([*named, *(result["factors"] or {}), *spectra]))
     look = looks(names, reference)
     gaps = [m["gaps"] for m in models if m["gaps"]]
     return {
@@ -115,6 +121,8 @@ def _view(result: Mapping[str, Any]) -> dict[str, Any]:
         "twins": _one_by_one(every) if folded_name(every) else [],
         "histograms": _histograms(histograms, look),
         "sections": sections(result["classes"], reference),
+        "factors": factors_section(result["factors"]),
+        "spectra": spectrum_section(spectra, look),
         "unseen_histogram": any(h.get("forget_test") for h in histograms),
         "has_retain_histogram": any(h.get("retain") for h in histograms),
         "speedup": functools.partial(_speedup, reference=next((m["seconds"] for m in models if m["name"] == reference), None)),
@@ -197,7 +205,7 @@ def _histograms(histograms: list[dict[str, Any]], look: dict[str, Look]) -> list
     ]
 
 
-def _safe_json(result: Mapping[str, Any]) -> Any:
+def safe_json(result: Mapping[str, Any]) -> Any:
     """JSON that no HTML parser can leave early: `<`, `>` and `&` are written as escapes, which any JSON reader undoes."""
     try:
         text = json.dumps(result, allow_nan=False, separators=(",", ":"))
@@ -217,7 +225,8 @@ def _html(text: str) -> Any:
 
 
 @functools.cache
-def _template() -> Any:
+def template() -> Any:
+    """The template of the audit's page; its environment has the others."""
     from jinja2 import Environment, FunctionLoader, StrictUndefined
 
     read: Callable[[str], str] = lambda name: resources.files(__package__).joinpath(name).read_text(encoding="utf-8")  # noqa: E731
@@ -226,7 +235,8 @@ def _template() -> Any:
     return environment.get_template("template.html")
 
 
-def _write_text(text: str, path: str | os.PathLike) -> None:
+def write_text(text: str, path: str | os.PathLike) -> None:
+    """Writes a page to a file, which is there whole or not at all; StoreError if that cannot be done."""
     path = Path(path)
     if not path.parent.is_dir():
         raise StoreError(f"a report needs an existing folder; got {path}, and {path.parent} is none. Make it first, or pass another path.")

@@ -71,8 +71,8 @@ def _others(result: Plain) -> list[str]:
 def _model(models: list[Plain]) -> dict[str, Any]:
     gaps = [model["gaps"] for model in models if model.get("gaps")]
     seconds = [model["seconds"] for model in models if model.get("seconds")]
-    return {group: _spread([model.get(group) for model in models]) for group in GROUPS} | {
-        "gaps": {key: _spread([gap.get(key) for gap in gaps]) for key in gaps[0]} if gaps else None,
+    return {group: spread([model.get(group) for model in models]) for group in GROUPS} | {
+        "gaps": {key: spread([gap.get(key) for gap in gaps]) for key in gaps[0]} if gaps else None,
         "seconds": sum(seconds) / len(seconds) if seconds else None,
         "details": next((model["details"] for model in models if model.get("details")), None),
     }
@@ -80,20 +80,20 @@ def _model(models: list[Plain]) -> dict[str, Any]:
 
 def _attack(rows: list[Plain]) -> dict[str, Any]:
     return {"attack": rows[0]["attack"], "fpr": rows[0]["fpr"]} | {
-        key: _spread([row.get(key) for row in rows]) for key in ("auc", "tpr", "gap")
+        key: spread([row.get(key) for row in rows]) for key in ("auc", "tpr", "gap")
     }
 
 
 def _answer(rows: list[Plain]) -> dict[str, Any]:
     near = [row["neighbour"] for row in rows if row.get("neighbour")]
     return {key: [sum(share) / len(rows) for share in zip(*(row[key] for row in rows), strict=True)] for key in ("answer", "predicted")} | {
-        "distance": _spread([row.get("distance") for row in rows]),
-        "neighbour": {"profile_gap": sum(n["profile_gap"] for n in near) / len(near)} | {k: _spread([n[k] for n in near]) for k in ("score", "gap")}
+        "distance": spread([row.get("distance") for row in rows]),
+        "neighbour": {"profile_gap": sum(n["profile_gap"] for n in near) / len(near)} | {k: spread([n[k] for n in near]) for k in ("score", "gap")}
         if near else None,
     }  # fmt: skip
 
 
-def _spread(estimates: Sequence[Plain | None]) -> dict[str, Any] | None:
+def spread(estimates: Sequence[Plain | None]) -> dict[str, Any] | None:
     """Mean, smallest and largest of the values; the reason of the first where none has one."""
     there = [estimate for estimate in estimates if estimate]
     values = [estimate["value"] for estimate in there if estimate["value"] is not None]

@@ -144,9 +144,16 @@ def _construct(cls: type, fields: dict[str, Any], revision: int | None) -> Any:
 
 
 def _dataclass(obj: Any, where: str) -> dict[str, Any]:
-    fields = {f.name: plain(getattr(obj, f.name), f"{where}.{f.name}") for f in dataclasses.fields(obj) if f.init}
+    fields = {
+        f.name: plain(getattr(obj, f.name), f"{where}.{f.name}") for f in dataclasses.fields(obj) if f.init and not _as_before(f, obj)
+    }
     revision = _revision(type(obj))
     return {"class": type(obj).__name__} | ({} if revision is None else {"revision": revision}) | fields
+
+
+def _as_before(field: dataclasses.Field, obj: Any) -> bool:
+    """Whether a field that came later (`setting(later=True)`) has the value that means what older versions did."""
+    return bool(field.metadata.get("later")) and getattr(obj, field.name) == field.default
 
 
 def _field_names(cls: type) -> set[str]:

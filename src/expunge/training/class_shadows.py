@@ -8,6 +8,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
+from ..checks import is_integer
 from ..data.images import Samples
 from ..data.pool import pool
 from ..data.split import Split
@@ -99,7 +100,7 @@ def train_class_shadows(
 
     Cost: 2n × `recipe.epochs` passes over the training set, and one pass over all samples for each model.
     """
-    if isinstance(n, bool) or not isinstance(n, int) or n < 3:
+    if not is_integer(n, 3):
         raise ConfigError(f"n, the number of models of each kind, must be an integer ≥ 3; got {n!r}. 8 is a start, 16 is better.")
     if not split.forget_classes or not split.has_retain:
         raise DataError(

@@ -24,13 +24,13 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from ..checks import check_indices, check_settings, setting
+from ..checks import check_indices, check_settings, is_integer, setting
 from ..data.images import Samples
+from ..device import resolve_device
 from ..errors import ConfigError, ExpungeError, ModelError, StoreError
 from ..progress import Progress, listen, report
 from ..rng import check_seed, fork
 from ..store import POLL, Cell, Store, canonical
-from .device import resolve_device
 from .executors import ProcessPool, SerialExecutor, WorkerDied, examine
 from .inference import logits_of
 from .recipe import Build, Recipe, train_model
@@ -299,7 +299,7 @@ def _layers(build: Build) -> str:
 
 
 def _count_workers(workers: int | str, device: torch.device, items: list[_Item], pool: Samples) -> int:
-    if workers != "auto" and (isinstance(workers, bool) or not isinstance(workers, int) or workers < 1):
+    if workers != "auto" and not is_integer(workers, 1):
         raise ConfigError(f"workers must be 'auto' or an integer ≥ 1; got {workers!r}. Pass the number of processes to train in.")
     if device.type != "cpu" or workers == 1 or len(items) < 2 or current_process().daemon:  # a daemon may not have children
         return 1

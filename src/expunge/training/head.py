@@ -4,9 +4,10 @@ import torch
 from torch import Tensor, nn
 
 from ..data.images import Samples
+from ..device import device_of
 from ..errors import ModelError
-from .device import device_of
-from .inference import eval_mode, logits_of
+from ..models.modes import eval_mode
+from .inference import logits_of
 
 
 def last_linear(model: nn.Module, data: Samples) -> nn.Linear:

@@ -1,28 +1,16 @@
 """What a model answers: logits for scoring, always in float32 and eval mode, whatever the training precision was."""
 
-import contextlib
 import warnings
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
 from ..data.images import Samples
 from ..data.mixture import Mixture
+from ..device import device_of, exact_float32, fast_layout
 from ..errors import ModelError, NondeterministicModel, ProbabilitiesNotLogits
+from ..models.modes import eval_mode
 from ..types import Logits
-from .device import device_of, exact_float32, fast_layout
-
-
-@contextlib.contextmanager
-def eval_mode(model: nn.Module) -> Iterator[nn.Module]:
-    """The model in eval mode inside the block; every module's own mode is restored after it."""
-    modes = {module: module.training for module in model.modules()}
-    try:
-        yield model.eval()
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 @torch.no_grad()

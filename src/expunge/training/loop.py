@@ -11,9 +11,10 @@ from .. import progress
 from ..checks import choose
 from ..data.images import Samples
 from ..data.mixture import Batch, Mixture
+from ..device import device_of, fast_layout, resolve_precision
 from ..errors import ConfigError, ModelError
 from ..rng import draw_seed, permutation
-from .device import device_of, fast_layout, resolve_precision
+from ..spectral.control import SpectralControl
 from .objectives import Objective, cross_entropy
 from .schedules import Constant, Schedule
 
@@ -35,6 +36,7 @@ def sgd(
     schedule: Schedule | None = None,
     mask: Mask | None = None,
     batchnorm: str = "train",
+    clip: SpectralControl | None = None,
     augment: bool = True,
     precision: str = "auto",
     seed: int | None = None,
@@ -57,6 +59,7 @@ def sgd(
             decay nor momentum moves them. Parameters that the mask does not name stay as they are.
         batchnorm: "train" (batch statistics, running ones move), "frozen_statistics" (running statistics are used and stay; scale and shift learn) or
             "frozen" (nothing of BatchNorm changes).
+        clip: keeps spectral norms small while training and at its end, such as `Clip`; None = nothing does. Not together with a mask.
         augment: whether to apply the data's own augmentation.
         precision: "auto", "float32" or "bfloat16" for matrix products; weights are always float32.
         seed: of order and augmentation; None draws one from torch's global generator.
@@ -67,7 +70,7 @@ def sgd(
 
     Cost: `epochs` forward and backward passes over the data.
     """
-    _check_options(epochs, lr, batch_size, batchnorm)
+    _check_options(epochs, lr, batch_size, batchnorm, clip, mask)
     sources = [data] if isinstance(data, Samples) else list(data)
     device, schedule = device_of(model), schedule or Constant()
     mixture = Mixture(sources, device, augment=augment, seed=draw_seed() if seed is None else seed)
@@ -76,15 +79,16 @@ def sgd(
     with fast_layout(model, first) as layout, _trainable(model, mask, batchnorm) as parameters:
         optimizer = torch.optim.SGD(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov, fused=True)
         restore = _Restore(model, mask)
-        for epoch in range(epochs):
-            batches = _batches(permutation(len(mixture), mixture.seed, epoch), batch_size)
-            total = torch.zeros((), device=device)
-            for step, batch in enumerate(mixture.epoch(batches, epoch)):
-                optimizer.param_groups[0]["lr"] = lr * schedule(epoch + step / len(batches), epochs)
-                total += _step(model, _in_layout(batch, layout), objective, optimizer, dtype)
-                restore()
-                progress.report(stage, epoch * len(batches) + step + 1, epochs * len(batches))
-            _check_loss(total.item() / len(batches), epoch, lr)
+        with clip.attach(model, optimizer, tuple(first.shape[1:])) if clip else contextlib.nullcontext():
+            for epoch in range(epochs):
+                batches = _batches(permutation(len(mixture), mixture.seed, epoch), batch_size)
+                total = torch.zeros((), device=device)
+                for step, batch in enumerate(mixture.epoch(batches, epoch)):
+                    optimizer.param_groups[0]["lr"] = lr * schedule(epoch + step / len(batches), epochs)
+                    total += _step(model, _in_layout(batch, layout), objective, optimizer, dtype)
+                    restore()
+                    progress.report(stage, epoch * len(batches) + step + 1, epochs * len(batches))
+                _check_loss(total.item() / len(batches), epoch, lr)
         _check_weights(parameters, lr)
 
 
@@ -171,10 +175,12 @@ def _batchnorms(model: nn.Module) -> list[nn.Module]:
     return [module for module in model.modules() if isinstance(module, _BatchNorm)]
 
 
-def _check_options(epochs: int, lr: float, batch_size: int, batchnorm: str) -> None:
+def _check_options(epochs: int, lr: float, batch_size: int, batchnorm: str, clip: SpectralControl | None, mask: Mask | None) -> None:
     if not isinstance(epochs, int) or epochs < 0 or batch_size < 1 or not lr >= 0:
         raise ConfigError(f"sgd needs epochs ≥ 0, batch_size ≥ 1 and lr ≥ 0; got epochs={epochs!r}, batch_size={batch_size!r}, lr={lr!r}.")
     choose("batchnorm mode", batchnorm, BATCHNORM, "")
+    if clip is not None and mask is not None:
+        raise ConfigError("a mask keeps weights as they are, and a spectral control changes them; got both. Pass one of them.")
 
 
 def _check_loss(loss: float, epoch: int, lr: float) -> None:

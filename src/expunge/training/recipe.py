@@ -10,9 +10,10 @@ from torch import nn
 from .. import progress as _progress
 from ..checks import check_settings, setting
 from ..data.images import Samples
+from ..device import PRECISIONS, resolve_device
 from ..errors import ConfigError, ModelError
 from ..rng import fork
-from .device import PRECISIONS, resolve_device
+from ..spectral.control import SpectralControl
 from .inference import check_model
 from .loop import sgd
 from .objectives import cross_entropy, smoothed_cross_entropy
@@ -38,6 +39,7 @@ class Recipe:
         schedule: `Cosine`, `Step` or `Constant`.
         augment: whether to apply the data's own augmentation.
         precision: "auto", "float32" or "bfloat16".
+        clip: keeps the layers' singular values below a bound while training: `Clip`, or one of its alternatives; None = nothing does.
 
     Raises:
         ConfigError: a setting is outside its range, or nesterov without momentum.
@@ -58,6 +60,7 @@ class Recipe:
     schedule: Schedule = setting(factory=Cosine)
     augment: bool = setting(True)
     precision: str = setting("auto", choices=PRECISIONS)
+    clip: SpectralControl | None = setting(None, later=True)
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -105,6 +108,7 @@ def train_model(
             model, train, objective,
             epochs=recipe.epochs, lr=recipe.lr, batch_size=recipe.batch_size, momentum=recipe.momentum, weight_decay=recipe.weight_decay,
             nesterov=recipe.nesterov, schedule=recipe.schedule, augment=recipe.augment, precision=recipe.precision,
+            clip=recipe.clip,
         )  # fmt: skip
         return model.eval()
 

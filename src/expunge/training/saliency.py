@@ -6,9 +6,9 @@ from torch.nn import functional
 
 from ..data.images import Samples
 from ..data.mixture import Mixture
+from ..device import device_of
 from ..errors import ConfigError
-from .device import device_of
-from .inference import eval_mode
+from ..models.modes import eval_mode
 from .loop import Mask
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor, nn
 
-from ..checks import check_indices
+from ..checks import check_indices, is_integer
 from ..data.images import Samples, places
 from ..data.pool import pool
 from ..errors import ConfigError, DataError
@@ -128,7 +128,7 @@ def train_shadow_models(
 
     Cost: n × `recipe.epochs` passes over half of the samples, and n × one over all.
     """
-    if isinstance(n, bool) or not isinstance(n, int) or n < 2 or n % 2:
+    if not is_integer(n, 2) or n % 2:
         raise ConfigError(
             f"n, the number of shadow models, must be an even integer ≥ 2; got {n!r}. They are trained on complementary halves."
         )

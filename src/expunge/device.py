@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from ..errors import ConfigError
+from .errors import ConfigError
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 
