@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from expunge import AMUN, Clip, NearestDDN, Recipe, clip_model, forget_random, spectrum
+from expunge import AMUN, Clip, GradientClip, NearestDDN, Recipe, Rescale, clip_model, forget_random, spectrum
 from expunge.errors import ConfigError, ModelError
 from expunge.spectral.layers import affine_layers
 from expunge.store import canonical
@@ -183,6 +183,21 @@ def test_shared_layers_and_several_sizes():
     assert len(spectrum(clipped, SHAPE)) == 4  # the convolution at two sizes
     assert max(spectrum(clipped, SHAPE).norms.values()) <= 0.5 * 1.021
     assert clipped.tied.weight is clipped.fc.weight
+
+
+@pytest.mark.parametrize("control", [Clip(every=1), Rescale(), GradientClip(every=1)], ids=lambda c: type(c).__name__)
+@pytest.mark.parametrize("n_inputs", [1, 3])
+def test_layers_with_fewer_inputs_than_vectors_are_followed(control, n_inputs):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(n_inputs, 60), nn.ReLU(), nn.Linear(60, 4))
+    with torch.no_grad():
+        model[1].weight.mul_(5)
+    optimizer, before = torch.optim.SGD(model.parameters(), lr=0.1), norms(model, (n_inputs, 1, 1))["1"]
+    with control.attach(model, optimizer, (n_inputs, 1, 1)):
+        for _ in range(3):
+            step(model, optimizer, torch.rand(8, n_inputs, 1, 1), torch.randint(4, (8,)))
+    promised = 0.9 * before if isinstance(control, GradientClip) else 1.02 * (1 + 1e-4)  # which lowers, but promises no bound
+    assert norms(model, (n_inputs, 1, 1))["1"] <= promised
 
 
 def test_frozen_layers():

@@ -14,11 +14,11 @@ from torch.nn.utils import parametrizations, parametrize
 from ..checks import setting
 from ..errors import ModelError
 from ..rng import fork
-from .control import SpectralControl, write
+from .control import SpectralControl, remember, start_of, write
 from .layers import Layer
 from .linear_maps import LinearMaps
 from .power_qr import Singular
-from .values import random_block, top
+from .values import top
 
 FIRST_PRODUCTS, HELD_PRODUCTS, HELD_TOLERANCE = 100, 200, 1e-3
 SETTLING = 15  # power iterations, as many as torch does when it starts
@@ -229,9 +229,6 @@ def lower(layers: list[Layer], maps: LinearMaps, norms: Tensor, max_norm: float)
 
 def _measured(maps: LinearMaps, memory: dict[str, Tensor], products: int, tolerance: float = 0.0) -> Singular:
     """The top of the spectra, from the vectors of the last time and a random one, for what has come up elsewhere."""
-    block = random_block(maps, 2)
-    if memory:
-        block[:, :, :1] = memory["vectors"].to(block).mT
-    found = top(maps, block, tolerance=tolerance, products=products)
-    memory["vectors"] = found.pushed[:, :1]
+    found = top(maps, start_of(maps, memory, 2), tolerance=tolerance, products=products)
+    remember(memory, found)
     return found

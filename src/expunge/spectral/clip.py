@@ -14,7 +14,7 @@ from ..checks import setting
 from ..device import device_of, exact_float32
 from ..errors import ModelError
 from ..models.modes import eval_mode
-from .control import SpectralControl, distinct, editable, write
+from .control import SpectralControl, distinct, editable, remember, start_of, write
 from .layers import Layer, affine_layers, grouped
 from .linear_maps import LinearMaps
 from .power_qr import Singular
@@ -101,10 +101,7 @@ class Clip(SpectralControl):
     def clip(self, layers: list[Layer], memory: dict[str, Tensor], lower: Callable[..., Singular], names: list[str]) -> None:
         """Lowers the singular values of layers of one kind by changing the named weights."""
         maps = LinearMaps([layer.module for layer in layers], layers[0].input_shape)
-        block = random_block(maps, min(self.vectors, maps.rank) + 1)
-        if "vectors" in memory:  # and a random one, for what has come up elsewhere
-            block[:, :, :-1] = memory["vectors"].to(block)[:, :-1].mT
-        memory["vectors"] = lower(maps, names, block).pushed
+        remember(memory, lower(maps, names, start_of(maps, memory, min(self.vectors, maps.rank) + 1)))
         write(layers, maps, names)
 
     def _lower(self, maps: LinearMaps, names: list[str], block: Tensor, rounds: int | None = None) -> Singular:

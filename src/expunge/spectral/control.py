@@ -21,6 +21,8 @@ from ..device import exact_float32
 from ..errors import ConfigError, ModelError
 from .layers import Layer, affine_layers, grouped
 from .linear_maps import LinearMaps
+from .power_qr import Singular
+from .values import random_block
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,6 +156,19 @@ def distinct(layers: list[Layer]) -> list[Layer]:
     for layer in layers:
         found.setdefault((layer.kind, tuple(id(p) for p in layer.module.parameters())), layer)
     return list(found.values())
+
+
+def start_of(maps: LinearMaps, memory: dict[str, Tensor], width: int) -> Tensor:
+    """Vectors to start a search from, (L, n, width), or as many as there are inputs: those of the last time, and a random one for what has come up elsewhere."""
+    block = random_block(maps, min(width, maps.n_inputs))
+    if "vectors" in memory:
+        block[:, :, :-1] = memory["vectors"].to(block).mT
+    return block
+
+
+def remember(memory: dict[str, Tensor], found: Singular) -> None:
+    """Keeps what was found for `start_of`; the place of the last vector is the random one's."""
+    memory["vectors"] = found.pushed[:, :-1]
 
 
 def write(layers: list[Layer], maps: LinearMaps, names: list[str]) -> None:
