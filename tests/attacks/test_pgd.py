@@ -338,3 +338,16 @@ def test_without_early_stop_the_images_lie_deeper_behind_the_border(attack, memo
     surer = lambda found: functional.cross_entropy(model(found.images[found.fooled]), some.labels[found.fooled]).item()  # noqa: E731
     assert surer(last) > surer(first) + 1
     assert last.forward_passes > first.forward_passes
+
+
+def test_without_early_stop_the_last_wrong_image_is_kept_where_the_end_is_right_again():
+    class Waves(nn.Module):
+        """Right at 0.5, wrong at 0.6, right at 0.7, and always steeper upwards."""
+
+        def forward(self, x):
+            margin = torch.cos(torch.pi * (0.25 + (x.flatten(1) - 0.5) * 20 / 3))
+            return torch.cat([margin, -margin], 1)
+
+    data = ImageData(torch.full((3, 1, 1, 1), 0.5), torch.zeros(3, dtype=torch.int64), ("a", "b"))
+    attacked = PGD(eps=0.2, steps=2, step_ratio=0.5, random_start=False, early_stop=False)(Waves(), data)
+    assert attacked.fooled.all() and torch.allclose(attacked.images, torch.tensor(0.6))

@@ -4,6 +4,7 @@ Some samples need 5 steps and some 500. Each row here is one sample with its own
 that the model always sees a full batch.
 """
 
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import torch
@@ -55,6 +56,24 @@ class ActiveSet(SimpleNamespace):
         """Other samples in the place of these rows."""
         for name, values in vars(others).items():
             getattr(self, name)[rows] = values
+
+
+def refill(rows: ActiveSet, finished: Tensor, todo: Tensor, enter: Callable[[Tensor], ActiveSet]) -> tuple[ActiveSet, Tensor]:
+    """The rows with fresh samples in the place of finished ones, or without these where none are left; and what is still to do.
+
+    Args:
+        finished: bool (B,).
+        todo: what waits, (M,), in any numbering that `enter` understands; it makes rows of some of it.
+    """
+    slots = finished.nonzero().flatten()
+    fresh, todo = todo[: len(slots)], todo[len(slots) :]
+    if len(fresh):
+        rows.put(slots[: len(fresh)], enter(fresh))
+    if len(fresh) < len(slots):
+        stay = ~finished
+        stay[slots[: len(fresh)]] = True
+        rows = rows.take(stay)
+    return rows, todo
 
 
 def look(model: nn.Module, rows: ActiveSet) -> tuple[Tensor, Images]:

@@ -23,7 +23,7 @@ from ..models.modes import eval_mode
 from ..progress import report
 from ..rng import fork
 from ..training.inference import check_model
-from .active_set import ActiveSet, column, finite, length, look
+from .active_set import ActiveSet, column, finite, length, look, refill
 from .adversarial_set import AdversarialSet
 
 STAGE = "nearest adversarial examples"
@@ -69,12 +69,8 @@ class NearestAttack(ABC):
 
         Flags: AdversarialSearchFailed, ZeroGradients, InputsOutsideUnitRange.
         """
-        with torch.inference_mode(False), fork(0):
-            check_input(model, data)
-            device = device_of(model)
-            first = data.fetch(torch.arange(1)).to(device)
-            with only_inputs(model), torch.autocast(device.type, enabled=False), fast_layout(model, first) as layout:
-                result = _Search(self, model, data, layout).run()
+        with prepared(model, data) as layout:
+            result = _Search(self, model, data, layout).run()
         _flag(result, data)
         done = result.tensors
         return AdversarialSet(
@@ -136,13 +132,7 @@ class _Search:
             finished = self.attack.step(rows, wrong, uphill) | rows.already_wrong | blind
             if finished.any():
                 self.leave(rows.take(finished), blind[finished])
-                slots = finished.nonzero().flatten()
-                fresh, todo = todo[: len(slots)], todo[len(slots) :]
-                if len(fresh):
-                    rows.put(slots[: len(fresh)], self.enter(fresh))
-                if len(fresh) < len(slots):
-                    finished[slots[: len(fresh)]] = False
-                    rows = rows.take(~finished)
+                rows, todo = refill(rows, finished, todo, self.enter)
                 report(STAGE, n - len(todo) - len(rows), n)
 
     def enter(self, positions: Tensor) -> ActiveSet:
@@ -184,7 +174,22 @@ class _Search:
 
 
 @contextlib.contextmanager
-def only_inputs(model: nn.Module) -> Iterator[None]:
+def prepared(model: nn.Module, data: Samples) -> Iterator[torch.memory_format]:
+    """Checks model and data, and makes the model ready for an attack inside the block, whatever surrounds it; yields the layout that images should have.
+
+    Raises:
+        DataError, ModelError: as attacks do.
+    """
+    with torch.inference_mode(False), fork(0):
+        _check(model, data)
+        device = device_of(model)
+        first = data.fetch(torch.arange(1)).to(device)
+        with _only_inputs(model), torch.autocast(device.type, enabled=False), fast_layout(model, first) as layout:
+            yield layout
+
+
+@contextlib.contextmanager
+def _only_inputs(model: nn.Module) -> Iterator[None]:
     """Eval mode and gradients with respect to inputs alone, whatever surrounds the block; puts modes and flags back."""
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
@@ -197,7 +202,7 @@ def only_inputs(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(flag)
 
 
-def check_input(model: nn.Module, data: Samples) -> None:
+def _check(model: nn.Module, data: Samples) -> None:
     if not isinstance(data, Samples) or len(data) == 0:
         raise DataError(f"data must be a non-empty ImageData or subset of one; got {data!r}. Attack split.forget, or load_data(…).")
     if data.labels.ndim != 1:
@@ -218,14 +223,15 @@ def _flag(search: _Search, data: Samples) -> None:
     failed = int((search.tensors["labels"] == data.labels).sum())
     if outside:
         what = f"{outside} of {n} images lie outside [0, 1]; adversarial examples are confined to it, so that their distances mean nothing."
-        _warn(f"{what} Give images in [0, 1] and put Normalize in front of the model.", InputsOutsideUnitRange)
+        warn(f"{what} Give images in [0, 1] and put Normalize in front of the model.", InputsOutsideUnitRange)
     if stuck:
         what = f"the gradient at the input is exactly zero for {stuck} of {n} samples, and the search stopped there."
-        _warn(f"{what} Does the model detach or round its input?", ZeroGradients)
+        warn(f"{what} Does the model detach or round its input?", ZeroGradients)
     if failed:
         what = f"no adversarial example was found for {failed} of {n} samples."
-        _warn(f"{what} Use .succeeded(), or a search with more steps.", AdversarialSearchFailed)
+        warn(f"{what} Use .succeeded(), or a search with more steps.", AdversarialSearchFailed)
 
 
-def _warn(message: str, flag: type[UserWarning]) -> None:
+def warn(message: str, flag: type[UserWarning]) -> None:
+    """A flag that points at the line which called the attack: warned by a function that the attack's `__call__` calls."""
     warnings.warn(message, flag, stacklevel=4)

@@ -7,7 +7,6 @@ the ball. What an attack says about its own success is not believed.
 
 import contextlib
 import math
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,15 +18,14 @@ from torch import Tensor, nn
 
 from ..checks import check_settings
 from ..data.images import Samples
-from ..device import device_of, exact_float32, fast_layout
+from ..device import device_of, exact_float32
 from ..errors import ConfigError, InputsOutsideUnitRange, ZeroGradients
 from ..metrics.accuracy import accuracy_of
 from ..metrics.estimate import Estimate, check_level
-from ..rng import fork
 from ..types import Images, Labels, Scores
 from .active_set import column, finite, length, project
 from .adversarial_set import AdversarialSet
-from .base import check_input, only_inputs
+from .base import prepared, warn
 
 NORMS = ("l2", "linf")
 
@@ -113,13 +111,9 @@ class BoundedAttack(ABC):
 
         Flags: ZeroGradients, InputsOutsideUnitRange.
         """
-        with torch.inference_mode(False), fork(0):
-            check_input(model, data)
-            device = device_of(model)
-            first = data.fetch(torch.arange(1)).to(device)
-            with only_inputs(model), torch.autocast(device.type, enabled=False), fast_layout(model, first) as layout:
-                trial = _Trial(self, model, data, layout)
-                trial.run()
+        with prepared(model, data) as layout:
+            trial = _Trial(self, model, data, layout)
+            trial.run()
         _flag(trial)
         return Attacked(
             images=trial.images, labels=trial.labels, true_labels=data.labels.clone(), ids=data.ids.clone(), already_wrong=trial.already_wrong,
@@ -273,11 +267,7 @@ def _flag(trial: _Trial) -> None:
     n, stuck, outside = len(trial.data), int(trial.blind.sum()), int(trial.outside.sum())
     if outside:
         what = f"{outside} of {n} images lie outside [0, 1], to which attacks are confined, so that they may end further away than eps."
-        _warn(f"{what} Give images in [0, 1] and put Normalize in front of the model.", InputsOutsideUnitRange)
+        warn(f"{what} Give images in [0, 1] and put Normalize in front of the model.", InputsOutsideUnitRange)
     if stuck:
         what = f"the gradient at the input is exactly zero for {stuck} of {n} samples: the attack is blind there, and they count as right."
-        _warn(f"{what} Does the model detach or round its input? AutoAttack tries without gradients, too.", ZeroGradients)
-
-
-def _warn(message: str, flag: type[UserWarning]) -> None:
-    warnings.warn(message, flag, stacklevel=4)
+        warn(f"{what} Does the model detach or round its input? AutoAttack tries without gradients, too.", ZeroGradients)

@@ -12,7 +12,7 @@ from ..device import device_of
 from ..progress import report
 from ..rng import uniform
 from ..types import Images, Labels
-from .active_set import ActiveSet, column, look, unit
+from .active_set import ActiveSet, column, look, refill, unit
 from .bounded import NORMS, BoundedAttack, Tried
 
 STAGE = "images within the radius"
@@ -109,13 +109,7 @@ class _Walks:
             finished = self.advance(rows)
             if finished.any():
                 self.leave(rows.take(finished))
-                slots = finished.nonzero().flatten()
-                fresh, todo = todo[: len(slots)], todo[len(slots) :]
-                if len(fresh):
-                    rows.put(slots[: len(fresh)], self.enter(fresh))
-                if len(fresh) < len(slots):
-                    finished[slots[: len(fresh)]] = False
-                    rows = rows.take(~finished)
+                rows, todo = refill(rows, finished, todo, self.enter)
                 report(STAGE, n - len(todo) - len(rows), n)
         return Tried(self.images, self.found, self.blind, self.forward, self.backward)
 
@@ -147,4 +141,5 @@ class _Walks:
 
     def leave(self, rows: ActiveSet) -> None:
         at = rows.positions.cpu()
-        self.images[at], self.found[at], self.blind[at] = rows.point.cpu(), rows.found.cpu(), (rows.blind & ~rows.found).cpu()
+        images = torch.where(column(rows.found), rows.best, rows.point)  # a later point may be right again
+        self.images[at], self.found[at], self.blind[at] = images.cpu(), rows.found.cpu(), (rows.blind & ~rows.found).cpu()
