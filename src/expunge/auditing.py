@@ -19,7 +19,7 @@ from .audits.factors import Factors
 from .audits.health import health_flags
 from .audits.lira import LiRA
 from .audits.loss_threshold import LossThreshold
-from .audits.result import AttackRow, Audit, Flag, ModelRow, is_twin
+from .audits.result import AttackRow, Audit, Flag, ModelRow
 from .audits.rmia import RMIA
 from .audits.told_apart import ClassLeakage
 from .checks import choose
@@ -32,6 +32,7 @@ from .metrics.gap import GROUPS, GapInputs, gaps
 from .metrics.roc import auc, auc_difference, tpr_at_fpr
 from .metrics.signals import logit_margin
 from .provenance import provenance
+from .report.twins import is_other, is_reference
 from .spectral.spectrum import Spectrum
 from .training.inference import check_model, logits_of
 from .training.shadow import ShadowModels
@@ -110,9 +111,9 @@ def audit(
     base = answers.get(reference_name)
     rows = [_attack_row(attack, name, a, base, fpr) for attack in named_attacks for name, a in answers.items()]
     model_rows = [_model_row(name, a, base, (seconds or {}).get(name), (details or {}).get(name)) for name, a in answers.items()]
-    twins = [row.gaps.average for row in model_rows if row.gaps and is_twin(row.name, reference_name)]
+    twins = [row.gaps.average for row in model_rows if row.gaps and is_other(row.name, reference_name)]
     floor = max(twins, key=lambda gap: gap.value) if twins else None
-    references = [name for name in answers if name == reference_name or is_twin(name, reference_name)]
+    references = [name for name in answers if is_reference(name, reference_name)]
     classes = _classes(split, test, pool, answers, references, leakage)
     result = Audit(
         model_rows, rows, reference_name, floor, flags, pool.sizes, provenance() | pool.identity, title, classes, dict(factors or {}), dict(spectra or {}),

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import ConfigError
+from .modes import eval_mode
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 
@@ -84,14 +85,9 @@ def fast_layout(model: nn.Module, images: Tensor) -> Iterator[torch.memory_forma
 
 @torch.no_grad()
 def _runs_channels_last(model: nn.Module, images: Tensor) -> bool:
-    modes = {module: module.training for module in model.modules()}
     try:
-        model.eval()
-        model(images[:2].to(memory_format=torch.channels_last))
+        with eval_mode(model):
+            model(images[:2].to(memory_format=torch.channels_last))
     except RuntimeError:
         return False
-    else:
-        return True
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    return True

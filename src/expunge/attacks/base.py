@@ -19,7 +19,7 @@ from ..data.images import Samples
 from ..device import device_of, exact_float32, fast_layout
 from ..errors import AdversarialSearchFailed, DataError, InputsOutsideUnitRange, ModelError, ZeroGradients
 from ..models.checkpoint import model_hash
-from ..models.modes import eval_mode
+from ..modes import eval_mode
 from ..progress import report
 from ..rng import fork
 from ..training.inference import check_model

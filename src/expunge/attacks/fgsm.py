@@ -5,7 +5,7 @@ from torch import nn
 
 from ..data.images import Samples
 from ..device import device_of
-from ..models.modes import eval_mode
+from ..modes import eval_mode
 from ..types import Logits
 from .active_set import finite, margin
 

@@ -1,9 +1,10 @@
 """What makes the numbers of an audit less certain than they look; each flag has a section in docs/flags.md."""
 
 from ..metrics.roc import auc_difference
+from ..report.twins import is_other
 from ..training.shadow import ShadowModels
 from .mia_nn import LEAST_IMAGES
-from .result import Audit, Flag, is_twin
+from .result import Audit, Flag
 
 
 def health_flags(result: Audit, shadows: ShadowModels | None, strong: list[str], *, tolerance: float = 0.05) -> list[Flag]:
@@ -64,7 +65,7 @@ def health_flags(result: Audit, shadows: ShadowModels | None, strong: list[str],
                 )
             )
     for row in result.models:
-        if row.gaps and is_twin(row.name, result.reference) and not row.gaps.auc.low <= 0 <= row.gaps.auc.high:
+        if row.gaps and is_other(row.name, result.reference) and not row.gaps.auc.low <= 0 <= row.gaps.auc.high:
             flags.append(
                 Flag(
                     "RetrainDiffersAcrossSeeds",

@@ -163,11 +163,6 @@ class Audit:
         write(self.to_dict(), path)
 
 
-def is_twin(name: str, reference: str | None) -> bool:
-    """Whether this is another retrained model: "retrained 2" where the reference is "retrained"."""
-    return reference is not None and name.startswith(f"{reference} ") and name.removeprefix(f"{reference} ").isdigit()
-
-
 def _model_dict(row: ModelRow) -> dict[str, Any]:
     gaps = row.gaps and {name: _plain(gap) for name, gap in row.gaps._asdict().items()}
     accuracies = {group: _plain(getattr(row, group)) for group in GROUPS}

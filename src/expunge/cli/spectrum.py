@@ -18,10 +18,9 @@ if TYPE_CHECKING:
     from ..data.load import DataPair
     from ..spectral.clip import Clip
     from ..spectral.spectrum import Spectrum
-    from ..spectral.values import SingularValues
 
 
-N_STATISTICS = 1000  # images from which BatchNorm's statistics are taken anew
+N_STATISTICS = 500  # images from which BatchNorm's statistics are taken anew, at most, in one batch
 
 
 class Clipped(NamedTuple):
@@ -145,7 +144,7 @@ def _clip(network: "nn.Module", control: "Clip", shape: tuple[int, ...], k: int,
 
     start, images = time.perf_counter(), None
     if pair is not None:  # every n-th image: in some data sets classes come one after another
-        images = pair.train.fetch(torch.arange(0, len(pair.train), max(1, len(pair.train) // N_STATISTICS)))
+        images = pair.train.fetch(torch.arange(0, len(pair.train), -(-len(pair.train) // N_STATISTICS)))
     model = clip_model(
         network, control.max_norm, input_shape=shape, batchnorm=control.batchnorm, tolerance=control.tolerance, images=images
     )
@@ -162,7 +161,9 @@ def _clip(network: "nn.Module", control: "Clip", shape: tuple[int, ...], k: int,
 
 def _module(name: str, found: "Spectrum") -> str:
     """The name of a layer without the size that the second of two calls is named with."""
-    return name.removesuffix(f" at {_dimensions(found.shapes[name])}")
+    from ..report.spectrum_section import dimensions
+
+    return name.removesuffix(f" at {dimensions(found.shapes[name])}")
 
 
 def _save(
@@ -198,8 +199,9 @@ def _plain(
 def _write_page(path: Path, model: str, shape: tuple[int, ...], found: "Spectrum", clipped: Clipped | None) -> None:
     from ..provenance import provenance
     from ..report.spectrum_page import render_spectra
+    from ..report.spectrum_section import dimensions
 
-    facts = {"input": _dimensions(shape)}
+    facts = {"input": dimensions(shape)}
     if clipped:
         facts |= {"clipped at": f"{clipped.control.max_norm:g}", "tolerance": f"{100 * clipped.control.tolerance:g} %"}
     render_spectra(
@@ -213,11 +215,15 @@ def _write_page(path: Path, model: str, shape: tuple[int, ...], found: "Spectrum
 
 
 def _print(found: "Spectrum", clipped: Clipped | None) -> None:
+    from ..report.spectrum_section import dimensions, values_with_errors
+
     spectra = {"before": found, "after": clipped.spectrum} if clipped else {"": found}
     n = max((len(layer.values) for layer in found.values()), default=0)
     header = ["layer", "input", *(f"σ{i} {when}".strip() for when in spectra for i in range(1, n + 1))]
+    layers = {when: {layer["name"]: layer for layer in each.to_dict()["layers"]} for when, each in spectra.items()}
     rows = [
-        [name, _dimensions(found.shapes[name]), *(text for each in spectra.values() for text in _values(each[name], n))] for name in found
+        [name, dimensions(found.shapes[name]), *(text for each in layers.values() for text in _padded(values_with_errors(each[name]), n))]
+        for name in found
     ]
     print_table(header, rows)
     bounds = [f"{_bound(each)} {when}".strip() for when, each in spectra.items()]
@@ -236,21 +242,9 @@ def _print(found: "Spectrum", clipped: Clipped | None) -> None:
     print(f"\nclipped in {clipped.seconds:.1f} s")
 
 
-def _values(layer: "SingularValues", n: int) -> list[str]:
-    """A layer's values in n cells, with the error estimates where the iteration stopped before they were small."""
-    pairs = zip(layer.values.tolist(), layer.error_estimate.tolist(), strict=True)
-    texts = [_number(value) if layer.converged else f"{_number(value)} ± {error:.1g}" for value, error in pairs]
+def _padded(texts: list[str], n: int) -> list[str]:
     return texts + [""] * (n - len(texts))
-
-
-def _number(value: float) -> str:
-    """Four significant digits, so that columns can be compared: 1.000, 12.35."""
-    return f"{value:#.4g}".removesuffix(".")
 
 
 def _bound(found: "Spectrum") -> str:
     return f"unknown, for {found.bound.reason}" if found.bound.value is None else f"at most {found.bound.value:.3g}"
-
-
-def _dimensions(shape: tuple[int, ...]) -> str:
-    return "×".join(map(str, shape))

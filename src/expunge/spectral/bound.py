@@ -24,7 +24,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
 from ..errors import ModelError
-from ..models.modes import eval_mode
+from ..modes import eval_mode
 from ..rng import fork
 from .bound_rules import GETTERS, METADATA, RULES, Call, NoConstant, Rule, tensors_in
 

@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..checks import setting
 from ..device import device_of, exact_float32
 from ..errors import ModelError
-from ..models.modes import eval_mode
+from ..modes import eval_mode
 from .control import SpectralControl, distinct, editable, remember, start_of, write
 from .layers import Layer, affine_layers, grouped
 from .linear_maps import LinearMaps

@@ -11,8 +11,8 @@ from torch.nn.modules.conv import _ConvNd
 
 from ..device import device_of
 from ..errors import ModelError
-from ..models.modes import eval_mode
 from ..models.normalize import Normalize
+from ..modes import eval_mode
 
 POOLS = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
 AFFINE = (_ConvNd, nn.Linear, _BatchNorm, Normalize, *POOLS)

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from ..data.images import Samples
 from ..device import device_of
 from ..errors import ModelError
-from ..models.modes import eval_mode
+from ..modes import eval_mode
 from .inference import logits_of
 
 

@@ -9,7 +9,7 @@ from ..data.images import Samples
 from ..data.mixture import Mixture
 from ..device import device_of, exact_float32, fast_layout
 from ..errors import ModelError, NondeterministicModel, ProbabilitiesNotLogits
-from ..models.modes import eval_mode
+from ..modes import eval_mode
 from ..types import Logits
 
 

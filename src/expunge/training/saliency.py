@@ -8,7 +8,7 @@ from ..data.images import Samples
 from ..data.mixture import Mixture
 from ..device import device_of
 from ..errors import ConfigError
-from ..models.modes import eval_mode
+from ..modes import eval_mode
 from .loop import Mask
 
 
