@@ -52,7 +52,7 @@ def papers_power_qr(maps: LinearMaps, start: Tensor, counts: tuple[int, ...]) ->
     def gram(x: Tensor) -> Tensor:
         return maps.gram(x.mT.unflatten(2, maps.input_shape)).flatten(2).mT
 
-    x, found = torch.linalg.qr(start).Q, {}
+    x, found = torch.linalg.qr(start.mT).Q, {}
     for count in range(1, max(counts) + 1):
         x, r = torch.linalg.qr(x + gram(x))
         if count in counts:
@@ -83,7 +83,7 @@ def error(options) -> tuple[dict, str]:
                 errors["PowerQR (paper)"][count].append(abs(value / exact - 1))
             for name, memory in methods.items():
                 for count in COUNTS if memory else ():
-                    gram = lambda x, maps=maps: maps.gram(x.mT.unflatten(2, maps.input_shape)).flatten(2).mT  # noqa: E731
+                    gram = lambda x, maps=maps: maps.gram(x.unflatten(2, maps.input_shape)).flatten(2)  # noqa: E731
                     found = power_qr(gram, start, wanted=1, memory=memory, products=count)
                     errors[name][count].append(abs(found.values[0, 0].item() / exact - 1))
     head = "| products | " + " | ".join(f"{name}: median (worst)" for name in methods) + " |\n" + "|---" * (1 + len(methods)) + "|\n"
@@ -113,7 +113,7 @@ def one_by_one(layers: list, tolerance: float) -> int:
     total = 0
     for layer in layers:
         maps, x, before = LinearMaps([layer.module], layer.input_shape), None, 0.0
-        x = random_block(maps, 1).mT.unflatten(2, maps.input_shape)
+        x = random_block(maps, 1).unflatten(2, maps.input_shape)
         for count in range(1, 1001):
             y = maps.gram(x / x.norm())
             x, total = y, total + 1

@@ -130,7 +130,7 @@ def test_memory_saves_products():
     matrix = torch.diag(torch.linspace(1, 0, 400) ** 0.5)[None].double()
     counts = {}
     for memory in (1, 16):
-        found = power_qr(lambda x: matrix @ x, torch.randn(1, 400, 1).double(), wanted=1, memory=memory, tolerance=1e-3, products=2000)
+        found = power_qr(lambda x: x @ matrix, torch.randn(1, 1, 400).double(), wanted=1, memory=memory, tolerance=1e-3, products=2000)
         assert found.half_widths[0, 0] <= 1e-3
         assert found.values[0, 0] == pytest.approx(1.0, abs=1e-3)
         counts[memory] = found.products

@@ -164,7 +164,8 @@ class Rescale(SpectralControl):
 
     def _rescale(self, layers: list[Layer], memory: dict[str, Tensor], products: int, tolerance: float = 0.0) -> None:
         maps = LinearMaps([layer.module for layer in layers], layers[0].input_shape)
-        lower(layers, maps, _measured(maps, memory, products, tolerance).values[:, 0], self.max_norm)
+        maps.scale("weight", (self.max_norm / _measured(maps, memory, products, tolerance).values[:, 0]).clamp(max=1))
+        write(layers, maps, ["weight"])
 
 
 @final
@@ -215,16 +216,9 @@ class GradientClip(SpectralControl):
             chosen = chosen | (sigma < self.max_norm - SLACK)
         target, step = maps(v) * (self.max_norm / sigma), chosen * (2 * self.lr / math.prod(maps.output_shape[2:]))
         for _ in range(self.steps):
-            change = maps.weight_gradients(["weight"], step * (maps(v) - target), v)["weight"]
+            change = maps.weight_gradients(["weight"], v, lambda u: step * (u - target))["weight"]
             maps.numbers["weight"] = maps.numbers["weight"] - change
         write(layers, maps, ["weight"])
-
-
-def lower(layers: list[Layer], maps: LinearMaps, norms: Tensor, max_norm: float) -> None:
-    """Divides the weights of layers whose norms, (L,), are too large by norm / max_norm."""
-    weight = maps.numbers["weight"]
-    maps.numbers["weight"] = weight * (max_norm / norms).clamp(max=1).reshape(-1, *[1] * (weight.ndim - 1))
-    write(layers, maps, ["weight"])
 
 
 def _measured(maps: LinearMaps, memory: dict[str, Tensor], products: int, tolerance: float = 0.0) -> Singular:

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..checks import setting
-from ..device import device_of, exact_float32
+from ..device import device_of, exact_float32, resolve_precision
 from ..errors import ModelError
 from ..modes import eval_mode
+from ..progress import report
 from .control import SpectralControl, distinct, editable, remember, start_of, write
 from .layers import Layer, affine_layers, grouped
 from .linear_maps import LinearMaps
@@ -34,23 +35,25 @@ class Clip(SpectralControl):
             until σ₁ ≤ c (1 + tolerance), or `rounds` times:
                 eᵢ = max(σᵢ − c, 0);   G = ∇_W Σ eᵢ uᵢᵀAvᵢ;   W ← W − (Σ eᵢ² / ‖G‖²) G      the shortest step along G that is enough at first order
                 a few products more
-        at the end the same until the bound holds, checked by many products; what is still too large is scaled down.
+            W ← W c / σ₁  if σ₁ is still above the limit
+        at the end the same with as many rounds as it takes, checked by many products.
 
     A convolution cannot be clipped exactly by a kernel of its own size; the change above is what its weights can do, and the rounds are
-    repeated because other singular values come up from below. A bound that is far away takes tens of rounds, once; in training one or two.
+    repeated because other singular values come up from below. While training, products are in bfloat16 where the hardware multiplies it.
 
-    Use when: a model to come shall be easy to unlearn (docs/spectral.md). Cost: a clip of a ResNet-18 takes about as long as 4 to 7
-    training steps of 128 images in bfloat16 (docs/results/README.md); `every` decides how much that is.
+    Use when: a model to come shall be easy to unlearn (docs/spectral.md). Cost: a clip of a ResNet-18 takes about as long as two
+    training steps of 128 images (docs/results/README.md); `every` decides how much that is.
 
     Args:
         max_norm: c > 0.
         every: optimiser steps between two clips, ≥ 1. Authors: 50 with BatchNorm, 100 without; between clips σ₁ drifts by about the step size.
+            Trainings of a few hundred steps need smaller numbers.
         tolerance: how far above c the largest value may stay, as a share of c, in (0, 1).
         batchnorm: "apart" (BatchNorm is not touched; convolutions are clipped by themselves) or "composed" (a convolution and the BatchNorm after
             it, with its running statistics, are one map: BatchNorm's weights change, the statistics never; in `clip_model` the kernel changes, too).
         vectors: how many singular vectors are followed, ≥ 1.
         products: with AᵀA in each round, ≥ 1.
-        rounds: at most so many in one clip while training, ≥ 1; the rest is left to the next.
+        rounds: at most so many in one clip while training, ≥ 1; then the layer is scaled down.
 
     Raises:
         ConfigError: a setting is outside its range.
@@ -61,16 +64,16 @@ class Clip(SpectralControl):
     one-sided; BatchNorm in eval mode while it is measured; nothing inside forward passes; the bound is made to hold at the end.
     Example:
         >>> Clip(max_norm=0.5).every
-        10
+        50
     """
 
     max_norm: float = setting(1.0, gt=0)
-    every: int = setting(10, ge=1)
+    every: int = setting(50, ge=1)
     tolerance: float = setting(0.02, gt=0, lt=1)
     batchnorm: str = setting("apart", choices=BATCHNORM)
     vectors: int = setting(4, ge=1)
-    products: int = setting(4, ge=1)
-    rounds: int = setting(10, ge=1)
+    products: int = setting(6, ge=1)
+    rounds: int = setting(3, ge=1)
 
     @property
     def limit(self) -> float:
@@ -105,27 +108,32 @@ class Clip(SpectralControl):
         write(layers, maps, names)
 
     def _lower(self, maps: LinearMaps, names: list[str], block: Tensor, rounds: int | None = None) -> Singular:
-        """Rounds of measuring and cutting, until all values seem to be within the limit."""
-        found = top(maps, block, products=self.products)
+        """Rounds of measuring and cutting, until all values seem to be within the limit; what is still above it is scaled down."""
+        dtype = resolve_precision("auto", maps.device) if maps.dtype == torch.float32 else maps.dtype
+        found = top(maps.rounded(dtype), block, products=self.products)
         for _ in range(rounds or self.rounds):
             late = (found.values[:, 0] > self.limit).nonzero().flatten()
             if not len(late):  # layers leave the rounds one by one
-                break
-            for name, change in self._change(maps.take(late), names, found.values[late], found.right[late]).items():
+                return found
+            for name, change in self._change(maps.take(late).rounded(dtype), names, found.values[late], found.right[late]).items():
                 maps.numbers[name] = maps.numbers[name].index_add(0, late, change, alpha=-1)
-            found = found.put(late, top(maps.take(late), found.pushed[late].mT, products=self.products))
+            found = found.put(late, top(maps.take(late).rounded(dtype), found.pushed[late], products=self.products))
+        self._scale(maps, names, found)
         return found
+
+    def _scale(self, maps: LinearMaps, names: list[str], found: Singular) -> None:
+        largest = found.values[:, 0]
+        maps.scale(names[-1], torch.where(largest > self.limit, self.max_norm / largest, 1.0))
 
     def _hold(self, maps: LinearMaps, names: list[str], block: Tensor, turns: int = 3, rounds: int = LAST_ROUNDS) -> Singular:
         """Rounds until the limit holds by a measurement that starts anew; what is left after many is scaled down."""
         for turn in range(turns):
             self._lower(maps, names, block, rounds)
-            found = top(maps, random_block(maps, block.shape[2], seed=turn + 1), tolerance=self.tolerance / 10, products=LAST_PRODUCTS)
+            found = top(maps, random_block(maps, block.shape[1], seed=turn + 1), tolerance=self.tolerance / 10, products=LAST_PRODUCTS)
             if bool((found.values[:, 0] <= self.limit).all()):
                 return found
-            block = found.pushed.mT
-        scale = (self.max_norm / found.values[:, 0]).clamp(max=1)
-        maps.numbers[names[-1]] = maps.numbers[names[-1]] * scale.reshape(-1, *[1] * (maps.numbers[names[-1]].ndim - 1))
+            block = found.pushed
+        self._scale(maps, names, found)
         return found
 
     def _change(self, maps: LinearMaps, names: list[str], values: Tensor, right: Tensor) -> dict[str, Tensor]:
@@ -133,9 +141,8 @@ class Clip(SpectralControl):
         above = int((values > self.max_norm).sum(1).amax())
         v = right[:, :above].unflatten(2, maps.input_shape)
         excess = (values[:, :above] - self.max_norm).clamp(min=0)
-        u = maps(v)
-        u = u * _beside(excess / values[:, :above].clamp(min=self.max_norm), u)
-        gradients = maps.weight_gradients(names, u, v)
+        shares = excess / values[:, :above].clamp(min=self.max_norm)
+        gradients = maps.weight_gradients(names, v, lambda u: u * _beside(shares, u).to(u.dtype))
         step = excess.square().sum(1) / sum(g.flatten(1).square().sum(1) for g in gradients.values())
         return {name: g * _beside(step, g) for name, g in gradients.items()}
 
@@ -194,8 +201,10 @@ def clip_model(
     control = Clip(max_norm=max_norm, batchnorm=batchnorm, tolerance=tolerance)
     clipped = copy.deepcopy(model)
     with torch.inference_mode(False), torch.no_grad(), exact_float32():
-        for group in grouped(distinct(control.layers(clipped, input_shape))):
+        groups = grouped(distinct(control.layers(clipped, input_shape)))
+        for done, group in enumerate(groups, 1):
             control.finished(group)
+            report("clipping layers", done, len(groups))
         if images is not None:
             _take_statistics(clipped, images, variances=batchnorm == "apart")
     return clipped

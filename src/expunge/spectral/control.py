@@ -89,10 +89,6 @@ class Attached:
         self._do(control.begin)
         self._hook = optimizer.register_step_post_hook(lambda *_: self._after_step())
 
-    @property
-    def layers(self) -> list[Layer]:
-        return [layer for group in self.groups for layer in group]
-
     def _after_step(self) -> None:
         self.steps += 1
         if self.steps % self.control.every == 0:
@@ -159,10 +155,10 @@ def distinct(layers: list[Layer]) -> list[Layer]:
 
 
 def start_of(maps: LinearMaps, memory: dict[str, Tensor], width: int) -> Tensor:
-    """Vectors to start a search from, (L, n, width), or as many as there are inputs: those of the last time, and a random one for what has come up elsewhere."""
+    """Vectors to start a search from, (L, width, n), or as many as there are inputs: those of the last time, and a random one for what has come up elsewhere."""
     block = random_block(maps, min(width, maps.n_inputs))
     if "vectors" in memory:
-        block[:, :, :-1] = memory["vectors"].to(block).mT
+        block[:, :-1] = memory["vectors"].to(block)
     return block
 
 

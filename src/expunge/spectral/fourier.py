@@ -17,7 +17,6 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from ..checks import is_integer, setting
 from ..device import exact_float32
 from ..errors import ConfigError, ModelError
-from .alternatives import lower
 from .control import SpectralControl, write
 from .layers import Layer
 from .linear_maps import LinearMaps
@@ -115,7 +114,8 @@ class GramRescale(SpectralControl):
 
     def act(self, layers: list[Layer], memory: dict[str, Tensor]) -> None:
         maps = LinearMaps([layer.module for layer in layers], layers[0].input_shape)
-        lower(layers, maps, _bounds(layers[0].module, maps, self.iterations), self.max_norm)
+        maps.scale("weight", (self.max_norm / _bounds(layers[0].module, maps, self.iterations)).clamp(max=1))
+        write(layers, maps, ["weight"])
 
 
 def gram_bound(layer: nn.Module, input_shape: int | Sequence[int], iterations: int = 6) -> float:

@@ -71,10 +71,11 @@ def affine_layers(model: nn.Module, input_shape: tuple[int, ...], *, composed: b
 
 
 def grouped(layers: list[Layer]) -> list[list[Layer]]:
-    """The layers, those of one kind together, so that one call evaluates them all."""
+    """The layers, on a GPU those of one kind together, so that one call evaluates them all; a CPU is faster with one at a time."""
     groups: dict[tuple, list[Layer]] = {}
-    for layer in layers:
-        groups.setdefault(layer.kind, []).append(layer)
+    for number, layer in enumerate(layers):
+        alone = device_of(layer.module).type == "cpu"
+        groups.setdefault((number,) if alone else layer.kind, []).append(layer)
     return list(groups.values())
 
 

@@ -1,5 +1,6 @@
 """The largest singular values of linear maps, by products with AᵀA alone (PowerQR), and with a memory that needs far fewer of them."""
 
+import itertools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -27,8 +28,7 @@ class Singular(NamedTuple):
     @property
     def half_widths(self) -> Tensor:
         """(L, k), within which some singular value lies: ‖AᵀAv − σ²v‖ = ε puts some σᵢ² within ε of σ², so |σᵢ − σ| ≤ ε / (σᵢ + σ) ≤ ε / σ, and ≤ √ε."""
-        smallest = torch.finfo(self.values.dtype).tiny
-        return torch.minimum(self.residuals / self.values.clamp(min=smallest), self.residuals.sqrt())
+        return _half_widths(self.values, self.residuals)
 
 
 def power_qr(
@@ -43,19 +43,21 @@ def power_qr(
 ) -> Singular:
     """The b largest singular values of L maps at once, from any start of b vectors.
 
-        Q ← qr(start)
-        repeat:  H = QᵀGQ;  θ, Y = its eigenpairs;  X = Q Y[:, :b];  R = GX − Xθ      G = AᵀA, by a forward pass and a vector-Jacobian product
-                 stop if ‖R‖ ≤ tolerance · θ₁  (half widths within tolerance · σ₁)
-                 Q ← qr[Q, R], or [the best half of QY, R] where that is more than `memory` vectors
+        X ← orthonormal(start)
+        repeat:  Q ← [Q, X];  Z = GX;  C = QᵀZ: the last rows and columns of H = QᵀGQ      G = AᵀA, by a forward pass and a vector-Jacobian product
+                 R = Z − QC;  θ, Y = eigenpairs of H: values √θ, vectors QY, and ‖G QY − QYθ‖ = ‖R Y[last rows]‖
+                 stop if that is ≤ tolerance · θ₁                                         (half widths within tolerance · σ₁)
+                 where Q is full: Q ← the best half of QY, H ← its θ
+                 X ← orthonormal(R)
 
-    With memory = b this is subspace iteration, PowerQR. Each product with a remembered block costs the same and is worth more: on the real
-    convolutions of a CIFAR-10 ResNet 30 to 60 products reach a relative error of 1e-4 that takes PowerQR several hundred (docs/results/spectral.md).
+    Each product costs the same as one of PowerQR, which forgets, and is worth more: on the real convolutions of a CIFAR-10 ResNet 30 to 60
+    products reach a relative error of 1e-4 that takes PowerQR several hundred (docs/results/README.md).
 
     Args:
-        gram: (L, n, b) → (L, n, b), products with AᵀA. It is called with b columns, but with all n where n ≤ memory: that is exact.
-        start: (L, n, b), random columns, or those found before. A start of exact singular vectors stays there: add a random one.
+        gram: (L, b, n) → (L, b, n), products with AᵀA. It is called with b vectors, but with all n where n ≤ memory: that is exact.
+        start: (L, b, n), random vectors, or those found before. A start of exact singular vectors stays there: add a random one.
         wanted: how many of the values must be within the tolerance, 1 to b.
-        memory: columns held, ≥ 2 b.
+        memory: how many vectors Q holds; 2 b at least.
         tolerance: stop when their half widths are at most this share of σ₁.
         products: stop after so many calls of `gram`. least: not before so many: singular vectors in the start hide larger ones from the residuals.
 
@@ -64,25 +66,48 @@ def power_qr(
     memory: Wu and Simon, "Thick-Restart Lanczos Method for Large Symmetric Eigenvalue Problems", SIAM J. Matrix Anal. Appl. 22 (2000).
     Departures: Rayleigh quotients in place of the diagonal of R, whose sign the authors' code loses, and no shift by the identity, which slows.
     """
-    n, b = start.shape[1:]
-    if n <= max(memory, b):
-        start = torch.eye(n, dtype=start.dtype, device=start.device).expand(len(start), n, n)
-    basis = torch.linalg.qr(start).Q
-    images, done = gram(basis), 1
-    while True:
-        theta, turn = _eigen(basis.mT @ images)
-        right, pushed = basis @ turn[..., :b], images @ turn[..., :b]
-        rest = pushed - right * theta[:, None, :b]
-        residuals = torch.linalg.vector_norm(rest, dim=1)
-        found = Singular(theta[:, :b].clamp(min=0).sqrt(), right.mT, pushed.mT, residuals, done)
-        close = bool((found.half_widths[:, :wanted] <= tolerance * found.values[:, :1]).all())
-        if done >= products or basis.shape[2] == n or (close and done >= least):
-            return found
-        if basis.shape[2] + b > memory:
-            best = turn[..., : max(b, (memory - b) // 2)]
-            basis, images = basis @ best, images @ best
-        new = _orthonormal_to(basis, rest)
-        basis, images, done = torch.cat([basis, new], 2), torch.cat([images, gram(new)], 2), done + 1
+    maps, b, n = start.shape
+    memory = max(memory, 2 * b)
+    if n <= memory:
+        return _exact(gram, start)
+    store, h, m = start.new_empty(maps, memory, n), start.new_zeros(maps, memory, memory), 0
+    new = torch.linalg.qr(start.mT).Q.mT
+    for done in itertools.count(1):
+        store[:, m : m + b], m = new, m + b
+        basis, images = store[:, :m], gram(new)
+        parts = images @ basis.mT
+        h[:, m - b : m, :m], h[:, :m, m - b : m] = parts, parts.mT
+        rest = torch.baddbmm(images, parts, basis, alpha=-1)
+        if tolerance or done >= products or m + b > memory:
+            theta, turn = _eigen(h[:, :m, :m])
+            best, values = theta[:, :b, None], theta[:, :b].clamp(min=0).sqrt()
+            outside = turn[:, m - b :, :b].mT @ rest
+            residuals = torch.linalg.vector_norm(outside, dim=2) + torch.finfo(theta.dtype).eps * theta[:, :1]  # and what is rounded off
+            close = bool((_half_widths(values, residuals)[:, :wanted] <= tolerance * values[:, :1]).all())
+            if done >= products or (close and done >= least):
+                right = turn[..., :b].mT @ basis
+                return Singular(values, right, right * best + outside, residuals, done)
+        if m + b > memory:
+            m = max(b, (memory - b) // 2)
+            store[:, :m] = turn[..., :m].mT @ basis
+            h[:, :m, :m] = theta[:, :m].diag_embed()
+        new = _orthonormal(rest, store[:, :m])
+    raise AssertionError
+
+
+def _exact(gram: Callable[[Tensor], Tensor], start: Tensor) -> Singular:
+    """Of maps with so few inputs that one product with all of them tells everything."""
+    maps, b, n = start.shape
+    images = gram(torch.eye(n, dtype=start.dtype, device=start.device).expand(maps, n, n))
+    theta, turn = _eigen(images)
+    right, values = turn[..., :b].mT, theta[:, :b]
+    pushed = right @ images
+    residuals = torch.linalg.vector_norm(pushed - right * values[..., None], dim=2)
+    return Singular(values.clamp(min=0).sqrt(), right, pushed, residuals, 1)
+
+
+def _half_widths(values: Tensor, residuals: Tensor) -> Tensor:
+    return torch.minimum(residuals / values.clamp(min=torch.finfo(values.dtype).tiny), residuals.sqrt())
 
 
 def _eigen(matrices: Tensor) -> tuple[Tensor, Tensor]:
@@ -97,11 +122,11 @@ def _eigen(matrices: Tensor) -> tuple[Tensor, Tensor]:
     return theta.flip(-1).to(matrices), turn.flip(-1).to(matrices)
 
 
-def _orthonormal_to(basis: Tensor, new: Tensor) -> Tensor:
-    """Orthonormal columns for `new`, orthogonal to the basis.
+def _orthonormal(new: Tensor, basis: Tensor) -> Tensor:
+    """Orthonormal vectors for `new`, (L, b, n), orthogonal to the basis (L, m, n).
 
-    Three passes: what is left of a column that the basis holds already is rounding error, and only the passes after it make that orthogonal too.
+    Twice: what is left of a vector that the basis holds already is rounding error, and only the second pass makes that orthogonal too.
     """
-    for _ in range(3):
-        new = torch.linalg.qr(new - basis @ (basis.mT @ new)).Q
+    for _ in range(2):
+        new = torch.linalg.qr(torch.baddbmm(new, new @ basis.mT, basis, alpha=-1).mT).Q.mT
     return new

@@ -78,7 +78,7 @@ def spectrum(
     Raises:
         ModelError: the model does not take such an image. ConfigError: k < 1.
 
-    Cost: a second or two for a ResNet-18 on one core. Layers of one kind are computed side by side.
+    Cost: COSTLINE
     Example:
         >>> net = nn.Sequential(nn.Flatten(), nn.Linear(4, 2, bias=False), nn.ReLU())
         >>> _ = nn.init.constant_(net[1].weight, 0.5)

@@ -95,7 +95,7 @@ def singular_values_of(
         if start is not None:
             if start.shape != (k, *input_shape):
                 raise ConfigError(f"start must have shape {(k, *input_shape)}; got {tuple(start.shape)}. Pass .right of an earlier call.")
-            block[:, :, :k] = start.to(block).flatten(1).mT
+            block[:, :k] = start.to(block).flatten(1)
         found = top(maps, block, k, tolerance, max_iterations)
         values, error, right = found.values[:, :k], found.half_widths[:, :k], found.right[:, :k]
         right = right.unflatten(2, maps.input_shape)
@@ -110,19 +110,19 @@ def singular_values_of(
 
 
 def top(maps: LinearMaps, block: Tensor, wanted: int = 1, tolerance: float = 0.0, products: int = PRODUCTS) -> Singular:
-    """`power_qr` of the maps, from a block (L, n, b)."""
+    """`power_qr` of the maps, from a block (L, b, n)."""
 
-    def gram(columns: Tensor) -> Tensor:
-        return maps.gram(columns.mT.unflatten(2, maps.input_shape)).flatten(2).mT
+    def gram(vectors: Tensor) -> Tensor:
+        return maps.gram(vectors.unflatten(2, maps.input_shape)).flatten(2)
 
-    return power_qr(gram, block, wanted=wanted, memory=2 * block.shape[2] + MEMORY, tolerance=tolerance, products=products, least=LEAST)
+    return power_qr(gram, block, wanted=wanted, memory=2 * block.shape[1] + MEMORY, tolerance=tolerance, products=products, least=LEAST)
 
 
 def random_block(maps: LinearMaps, width: int, seed: int = 0) -> Tensor:
-    """(L, n, width) normal numbers, the same ones at every call with one seed and on every device."""
+    """(L, width, n) normal numbers, the same ones at every call with one seed and on every device."""
     generator = torch.Generator().manual_seed(seed)
     numbers = torch.randn(len(maps), width, maps.n_inputs, generator=generator, dtype=torch.float32)
-    return numbers.to(maps.device, maps.dtype).mT.contiguous()
+    return numbers.to(maps.device, maps.dtype)
 
 
 def check_affine(module: nn.Module, input_shape: tuple[int, ...]) -> None:
@@ -147,7 +147,7 @@ def check_affine(module: nn.Module, input_shape: tuple[int, ...]) -> None:
 
 @torch.no_grad()
 def _is_affine(maps: LinearMaps) -> bool:
-    x, y = random_block(maps, 2).mT.unflatten(2, maps.input_shape).split(1, 1)
+    x, y = random_block(maps, 2).unflatten(2, maps.input_shape).split(1, 1)
     both = torch.cat([x, y, x + y], 1)
     fx, fy, fxy = maps(both).split(1, 1)
     size = maps(both.abs()).abs().amax().maximum(torch.stack([fx, fy, fxy]).abs().amax())
