@@ -9,7 +9,7 @@ import expunge
 
 SOURCE = pathlib.Path(expunge.__file__).parent
 LAYERS = [
-    {"errors", "checks", "types", "rng", "progress", "provenance", "modes", "device"},
+    {"errors", "checks", "types", "rng", "progress", "provenance", "modes", "device", "costs"},
     {"store", "data", "models"},
     {"spectral"},
     {"training"},

@@ -30,7 +30,7 @@ def variants() -> list[Method]:
     methods = []
     for cls in METHODS.values():
         methods.append(configured(cls))
-        if isinstance(cls.reads_retain, property):
+        if isinstance(cls.retain, property):
             methods.append(configured(cls, use_retain=False))
     return methods
 

@@ -22,6 +22,7 @@ _HOMES = {
     ".audits.factors": ("Factors",),
     ".audits.result": ("Audit",),
     ".data.from_dataset": ("from_dataset", "normalization_of"),
+    ".costs": ("Cost", "measure_cost"),
     ".data.images": ("Augment", "ImageData", "Samples", "relabel"),
     ".data.load": ("load_data",),
     ".data.split": ("Split", "forget_classes", "forget_only", "forget_random", "forget_samples"),
@@ -77,6 +78,7 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
     from .audits import MIANN, RMIA, LiRA, LossThreshold, MembershipAudit
     from .audits.factors import Factors
     from .audits.result import Audit
+    from .costs import Cost, measure_cost
     from .data.from_dataset import from_dataset, normalization_of
     from .data.images import Augment, ImageData, Samples, relabel
     from .data.load import load_data

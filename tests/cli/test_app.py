@@ -80,7 +80,7 @@ def test_list_shows_everything_in_the_registry(kind, expunge):
 
 def test_list_says_which_methods_need_retain_data_and_which_forget_whole_classes_only(expunge):
     rows = {row.split()[0]: tuple(row.split()[1:3]) for row in expunge("list", "methods").stdout.splitlines()}
-    assert (rows["amun"], rows["fine_tune"], rows["delete"]) == (("optional", "any"), ("needed", "any"), ("none", "any"))
+    assert (rows["amun"], rows["fine_tune"], rows["delete"]) == (("optional", "any"), ("full", "any"), ("none", "any"))
     assert (rows["trw"], rows["boundary_expanding"]) == (("optional", "classes"), ("none", "classes"))
 
 

@@ -6,9 +6,11 @@ import warnings
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional
 
-from expunge import methods
+from expunge import measure_cost, methods
+from expunge.attacks import NearestL2PGD
 from expunge.checks import describe
 from expunge.data.images import ImageData
 from expunge.data.split import forget_classes, forget_only, forget_samples
@@ -17,6 +19,10 @@ from expunge.methods import METHODS
 from expunge.store import canonical, rebuild
 from expunge.training.inference import logits_of
 from toys import Watched, configured, method_id, toy_net, variants
+
+CHANGES_SOME: set[str] = set()  # by design: layers that stay, or weights that matter for nothing that is forgotten
+DRAWS_NOTHING: set[str] = set()  # the same result whatever the seed
+TRIED_AGAIN = ("until",)  # settings by which a method does its work several times
 
 every_method = pytest.mark.parametrize("method", variants(), ids=method_id)
 
@@ -69,6 +75,8 @@ def test_the_original_stays_as_it_is_and_the_result_has_its_form(method, learnt)
 def test_every_trainable_weight_moves(method, learnt):
     # A method whose optimiser holds another model's parameters (a public SCRUB) changes BatchNorm statistics and nothing else.
     model, split, _ = learnt
+    if method.name in CHANGES_SOME:
+        return
     unlearned = dict(method(model, split).named_parameters())
     assert all(not torch.equal(unlearned[name], p) for name, p in model.named_parameters())
 
@@ -82,7 +90,7 @@ def test_the_same_seed_gives_the_same_bits_and_the_world_stays_as_it_was(method,
     torch.rand(5)
     assert torch.is_grad_enabled()
     assert same(weights(method(model, split, seed=3)), first)
-    assert not same(weights(method(model, split, seed=4)), first)
+    assert same(weights(method(model, split, seed=4)), first) == (method.name in DRAWS_NOTHING)
 
 
 @every_method
@@ -105,6 +113,22 @@ def test_without_retain_data_a_method_works_or_says_why_not(method, learnt):
             method(model, gone)
     else:
         assert not same(weights(method(model, gone)), weights(model))
+
+
+@every_method
+def test_what_it_costs_is_counted_as_it_says(method, learnt, monkeypatch):
+    """Counted passes are those that really happen (every call of a module of the toy network, teachers included), and about as many as `cost` promises."""
+    model, split, _ = learnt
+    monkeypatch.setattr(NearestL2PGD, "passes", 105.0)  # on these digits
+    seen = []
+    monkeypatch.setattr(nn.AdaptiveAvgPool2d, "forward", lambda self, x, f=nn.AdaptiveAvgPool2d.forward: seen.append(len(x)) or f(self, x))
+    with measure_cost() as cost:
+        method(model, split)
+    n, checks = len(split.train), 64  # images at most for which models are looked at before the work begins
+    assert sum(seen) - checks <= cost.forward.total() <= sum(seen)
+    assert bool(cost.forward["retain"] + cost.backward["retain"]) == method.reads_retain and cost.seconds > 0
+    if not any(getattr(method, name, None) is not None for name in TRIED_AGAIN):
+        assert cost.passes(n) == pytest.approx(method.cost(len(split.forget) / n), rel=0.2, abs=checks / n)
 
 
 @every_method

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor, nn
 
+from ..costs import count
 from ..errors import ModelError
 from ..types import Images, Labels, Logits, Scores
 
@@ -86,6 +87,7 @@ def look(model: nn.Module, rows: ActiveSet) -> tuple[Tensor, Images]:
         chosen = (rows.wants_gradient == gradient).nonzero().flatten()
         if len(chosen) == 0:
             continue
+        count(rows.ids[chosen], forward=1, input_gradients=int(gradient))
         with torch.set_grad_enabled(gradient):
             points = rows.point[chosen].requires_grad_(gradient)
             logits = finite(model(points))

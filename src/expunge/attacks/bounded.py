@@ -17,6 +17,7 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 
 from ..checks import check_settings
+from ..costs import count
 from ..data.images import Samples
 from ..device import device_of, exact_float32
 from ..errors import ConfigError, InputsOutsideUnitRange, ZeroGradients
@@ -252,6 +253,7 @@ class _Trial:
                 self.outside[at] = ~((x >= 0) & (x <= 1)).flatten(1).all(1)
             else:
                 point = self.inside(images[rows], x)
+            count(self.data.ids[at], forward=1)
             answers = finite(self.model(point.to(self.device, memory_format=self.layout))).argmax(1)
             self.images[at], self.labels[at] = point, answers.cpu()
             self.distances[at] = self.attack.distances(point, x).float()

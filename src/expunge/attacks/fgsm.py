@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from ..costs import count
 from ..data.images import Samples
 from ..device import device_of
 from ..modes import eval_mode
@@ -27,6 +28,7 @@ def logits_after_fgsm(model: nn.Module, data: Samples, eps: float, *, batch_size
     Paper: Goodfellow et al., "Explaining and Harnessing Adversarial Examples", ICLR 2015, arXiv:1412.6572.
     """
     answers, device = [], device_of(model)
+    count(data.ids, forward=2, input_gradients=1)
     with eval_mode(model), torch.enable_grad():
         for images, labels in data.batches(batch_size):
             x, y = images.to(device).requires_grad_(), labels.to(device)

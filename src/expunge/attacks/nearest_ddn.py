@@ -45,6 +45,7 @@ class NearestDDN(NearestAttack):
 
     name: ClassVar[str] = "nearest_ddn"
     paper: ClassVar[str] = "Rony et al. 2019, arXiv:1811.09600"
+    passes: ClassVar[float] = 34
 
     steps: int = setting(50, ge=1)
     init_norm: float = setting(1.0, gt=0)

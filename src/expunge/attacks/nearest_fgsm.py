@@ -47,6 +47,7 @@ class NearestFGSM(NearestAttack):
 
     name: ClassVar[str] = "nearest_fgsm"
     paper: ClassVar[str] = "Ebrahimpour-Boroojeny et al. 2025, arXiv:2503.00917"
+    passes: ClassVar[float] = 10
 
     eps: float = setting(0.002, gt=0, le=1)
     steps: int = setting(250, ge=1)

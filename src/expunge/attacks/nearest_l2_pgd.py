@@ -49,6 +49,7 @@ class NearestL2PGD(NearestAttack):
 
     name: ClassVar[str] = "nearest_l2_pgd"
     paper: ClassVar[str] = "Ebrahimpour-Boroojeny et al. 2025, arXiv:2503.00917"
+    passes: ClassVar[float] = 78
 
     eps_init: float = setting(0.04, gt=0)
     steps: int = setting(50, ge=1)

@@ -20,7 +20,7 @@ KINDS = {
     "architectures": "architecture",
     "controls": "control",
 }
-RETAIN = {True: "needed", False: "none"}
+SHARE = 0.1  # of the training set that is forgotten, where costs are shown
 
 
 def list_(
@@ -90,16 +90,30 @@ def _entry(kind: str, name: str, found: Any) -> dict[str, str]:
     """One row: the columns depend on the kind alone."""
     entry = {"name": name}
     if kind == "methods":
-        entry["retain data"] = RETAIN.get(found.reads_retain, "optional")  # a property: it depends on a setting
+        entry["retain data"] = found.retain if isinstance(found.retain, str) else "optional"  # a property: it depends on a setting
         entry["forgets"] = found.scenario
+        entry["cost"] = _cost(found)
     if kind == "audits":
-        entry["shadow models"] = RETAIN[found.needs_shadows]
+        entry["shadow models"] = "needed" if found.needs_shadows else "none"
     entry["what it does" if kind not in ("datasets", "architectures") else "what it is"] = (
         (inspect.getdoc(found) or "").split("\n")[0].rstrip(":")
     )
     if kind in ("methods", "attacks", "audits"):
         entry["paper"] = found.paper
     return entry
+
+
+def _cost(method: Any) -> str:
+    """Passes over the training set with default settings."""
+    required = {f.name: None for f in dataclasses.fields(method) if f.default is f.default_factory is dataclasses.MISSING}
+    if "build" in required:
+        required["build"] = _no_model
+    return f"{method(**required).cost(SHARE):.2g}"
+
+
+def _no_model() -> Any:
+    """In place of the user's function that builds a model."""
+    raise NotImplementedError
 
 
 def _settings(found: Any) -> list[dict[str, str]]:

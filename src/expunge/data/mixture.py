@@ -32,16 +32,18 @@ class Batch:
         labels: int64 (B,), or probabilities (B, K).
         ids: int64 (B,), the samples' positions in the outermost training set.
         source: int64 (B,), which of the mixed sets each sample is from: 0, 1, …
+        epoch: of the training that the batch belongs to, from 0 on.
     """
 
     images: Images
     labels: Tensor
     ids: Tensor
     source: Tensor
+    epoch: int = 0
 
     def where(self, chosen: Tensor) -> "Batch":
         """The samples of the batch for which `chosen`, bool (B,), holds."""
-        return Batch(self.images[chosen], self.labels[chosen], self.ids[chosen], self.source[chosen])
+        return Batch(self.images[chosen], self.labels[chosen], self.ids[chosen], self.source[chosen], self.epoch)
 
 
 class Mixture(Dataset):
@@ -58,16 +60,18 @@ class Mixture(Dataset):
     def __len__(self) -> int:
         return int(self.starts[-1])
 
-    def epoch(self, batches: Sequence[Tensor], epoch: int) -> Iterator[Batch]:
-        """One batch for each list of positions, in this order; the epoch selects the augmentation."""
+    def epoch(self, batches: Sequence[Tensor], numbers: int | Sequence[int]) -> Iterator[Batch]:
+        """One batch for each list of positions, in this order; a number, one for all or one for each batch, selects the augmentation."""
+        numbers = [numbers] * len(batches) if isinstance(numbers, int) else numbers
         if all(root.resident for root in self.roots):
-            for positions in batches:
-                yield self._augmented(self.parts(positions, epoch, self.device), epoch)
+            for positions, number in zip(batches, numbers, strict=True):
+                yield self._augmented(self.parts(positions, number, self.device), number)
             return
-        reads = torch.Generator().manual_seed(derive(self.seed, epoch))  # instead of a draw from the global one
+        reads = torch.Generator().manual_seed(derive(self.seed, numbers[0] if numbers else 0))  # instead of a draw from the global one
         n_workers = 0 if current_process().daemon else max(root.n_workers for root in self.roots)  # a fleet's worker may not have children
-        for parts in DataLoader(_Reader(self, batches, epoch), batch_size=None, num_workers=n_workers, generator=reads):
-            yield self._augmented(parts, epoch)
+        loader = DataLoader(_Reader(self, batches, numbers), batch_size=None, num_workers=n_workers, generator=reads)
+        for parts, number in zip(loader, numbers, strict=True):
+            yield self._augmented(parts, number)
 
     def parts(self, positions: Tensor, epoch: int, device: torch.device) -> list["_Part"]:
         """The samples at these positions, one part for each set that has any."""
@@ -109,14 +113,14 @@ class _Part:
 class _Reader(Dataset):
     """Item i is the i-th batch of an epoch, still on the CPU: what a DataLoader worker produces."""
 
-    def __init__(self, mixture: Mixture, batches: Sequence[Tensor], epoch: int) -> None:
-        self.mixture, self.positions, self.number = mixture, batches, epoch
+    def __init__(self, mixture: Mixture, batches: Sequence[Tensor], numbers: Sequence[int]) -> None:
+        self.mixture, self.positions, self.numbers = mixture, batches, numbers
 
     def __len__(self) -> int:
         return len(self.positions)
 
     def __getitem__(self, i: int) -> list[_Part]:
-        return self.mixture.parts(self.positions[i], self.number, torch.device("cpu"))
+        return self.mixture.parts(self.positions[i], self.numbers[i], torch.device("cpu"))
 
 
 def _resident(samples: Samples, device: torch.device) -> Tensor:

@@ -92,8 +92,12 @@ class AMUN(Method):
             )
 
     @property
-    def reads_retain(self) -> bool:
-        return self.use_retain
+    def retain(self) -> str:
+        return "full" if self.use_retain else "none"
+
+    def cost(self, forget: float) -> float:
+        trained_on = (1 - forget) * self.use_retain + forget * self.use_forget + forget
+        return self.epochs * trained_on + forget * ((self.adversarial is None) * self.attack.passes + (self.mask_ratio < 1))
 
     def run(self, model: nn.Module, split: Split) -> None:
         adversarial = self._adversarial(model, split.forget)

@@ -3,15 +3,18 @@
 The chores live here, in `__call__`: checks, the copy, seeds, devices, and putting modes and flags back. A method's `run` holds only its idea.
 """
 
+import contextlib
 import copy
 from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import Any, ClassVar, Self, final
 
 import torch
 from torch import nn
 
-from ..checks import check_settings
+from ..checks import check_settings, choose
+from ..costs import sources
 from ..data.split import Split
 from ..device import device_of, resolve_device
 from ..errors import DataError, ModelError
@@ -26,15 +29,18 @@ class Method(ABC):
     Class attributes:
         name: as the command line spells it.
         paper: where the algorithm is from.
-        reads_retain: whether it reads retain samples; a property where that depends on a hyperparameter.
+        retain: how much of the retain set it reads: "none", a "subset" whose size does not grow with it, or "full"; a property where that depends on a hyperparameter.
         scenario: what it can forget: "any" samples, or whole "classes" only.
+        published: hyperparameters that papers and authors chose for one of their experiments, by the experiment's name, for `as_published`. Most were
+            chosen by looking at the retrained model, which nobody has who needs unlearning.
         revision: raised when the algorithm changes, so that stored results of the old one are not taken for the new.
     """
 
     name: ClassVar[str]
     paper: ClassVar[str]
-    reads_retain: ClassVar[bool]
+    retain: ClassVar[str]
     scenario: ClassVar[str] = "any"
+    published: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     revision: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
@@ -68,15 +74,49 @@ class Method(ABC):
             )
         if not isinstance(model, nn.Module):
             raise ModelError(f"model must be a torch.nn.Module; got {type(model).__name__}. A checkpoint is loaded by load_model.")
-        with torch.inference_mode(False), torch.enable_grad(), fork(seed):  # whatever surrounds the call
+        with torch.inference_mode(False), torch.enable_grad(), fork(seed), _named(split):  # whatever surrounds the call
             unlearned = copy.deepcopy(model).to(resolve_device(device))
             check_model(unlearned, split.forget, labels=split.train.labels)
             self.run(unlearned, split)
         return _restored(unlearned.to(device_of(model)), model)
 
+    @property
+    @final
+    def reads_retain(self) -> bool:
+        """Whether it reads retain samples."""
+        return self.retain != "none"
+
+    @classmethod
+    @final
+    def as_published(cls, experiment: str, **settings: Any) -> Self:
+        """The method with the hyperparameters of a published experiment, for reproduction, and others of your own.
+
+        Raises:
+            MissingError: there is no such experiment in `published`.
+        """
+        return cls(
+            **dict(cls.published[choose("experiment", experiment, cls.published, f"{cls.__name__}.published has them all.")]) | settings
+        )
+
+    @abstractmethod
+    def cost(self, forget: float) -> float:
+        """What a call takes at these settings, in passes over the training set: one is a forward and a backward pass of all its images; a forward pass alone is
+        a third. A search of unknown length counts as measured on CIFAR-10; the trials of `until` as one.
+
+        Args:
+            forget: share of the training set that is forgotten, in (0, 1).
+        """
+
     @abstractmethod
     def run(self, model: nn.Module, split: Split) -> None:
         """The paper's algorithm. Edits the copy that it is given; draws randomness from torch's global generator."""
+
+
+@contextlib.contextmanager
+def _named(split: Split) -> Iterator[None]:
+    retain = split.retain.ids if split.has_retain else torch.empty(0, dtype=torch.int64)
+    with sources(forget=split.forget.ids, retain=retain):
+        yield
 
 
 def _restored(unlearned: nn.Module, original: nn.Module) -> nn.Module:

@@ -53,7 +53,7 @@ class BoundaryExpanding(Method):
 
     name: ClassVar[str] = "boundary_expanding"
     paper: ClassVar[str] = "Chen et al. 2023, arXiv:2303.11570"
-    reads_retain: ClassVar[bool] = False
+    retain: ClassVar[str] = "none"
     scenario: ClassVar[str] = "classes"
 
     epochs: int = setting(10, ge=1)
@@ -63,6 +63,9 @@ class BoundaryExpanding(Method):
     batchnorm: str = setting("frozen_statistics", choices=BATCHNORM)
     schedule: Schedule = setting(factory=Constant)
     until: float | None = setting(None, ge=0, lt=1)
+
+    def cost(self, forget: float) -> float:
+        return self.epochs * forget
 
     def run(self, model: nn.Module, split: Split) -> None:
         head = last_linear(model, split.forget)

@@ -55,7 +55,7 @@ class BoundaryShrink(Method):
 
     name: ClassVar[str] = "boundary_shrink"
     paper: ClassVar[str] = "Chen et al. 2023, arXiv:2303.11570"
-    reads_retain: ClassVar[bool] = False
+    retain: ClassVar[str] = "none"
 
     epochs: int = setting(10, ge=1)
     lr: float = setting(1e-5, gt=0)
@@ -65,6 +65,9 @@ class BoundaryShrink(Method):
     batchnorm: str = setting("frozen_statistics", choices=BATCHNORM)
     schedule: Schedule = setting(factory=Constant)
     until: float | None = setting(0.05, ge=0, lt=1)
+
+    def cost(self, forget: float) -> float:
+        return (self.epochs + 1) * forget
 
     def run(self, model: nn.Module, split: Split) -> None:
         outside = logits_after_fgsm(model, split.forget, self.eps)

@@ -54,7 +54,7 @@ class DELETE(Method):
 
     name: ClassVar[str] = "delete"
     paper: ClassVar[str] = "Zhou et al. 2025, arXiv:2503.23751"
-    reads_retain: ClassVar[bool] = False
+    retain: ClassVar[str] = "none"
 
     epochs: int = setting(20, ge=1)
     lr: float = setting(1e-5, gt=0)
@@ -64,6 +64,9 @@ class DELETE(Method):
     batchnorm: str = setting("frozen_statistics", choices=BATCHNORM)
     schedule: Schedule = setting(factory=Constant)
     until: float | None = setting(0.05, ge=0, lt=1)
+
+    def cost(self, forget: float) -> float:
+        return (self.epochs + 1 / 3) * forget
 
     def run(self, model: nn.Module, split: Split) -> None:
         logits = logits_of(model, split.forget)

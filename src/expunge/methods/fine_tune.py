@@ -42,13 +42,16 @@ class FineTune(Method):
 
     name: ClassVar[str] = "fine_tune"
     paper: ClassVar[str] = "Warnecke et al. 2023, arXiv:2108.11577"
-    reads_retain: ClassVar[bool] = True
+    retain: ClassVar[str] = "full"
 
     epochs: int = setting(10, ge=1)
     lr: float = setting(0.01, gt=0)
     batch_size: int = setting(128, ge=1)
     weight_decay: float = setting(5e-4, ge=0)
     schedule: Schedule = setting(factory=Constant)
+
+    def cost(self, forget: float) -> float:
+        return self.epochs * (1 - forget)
 
     def run(self, model: nn.Module, split: Split) -> None:
         sgd(

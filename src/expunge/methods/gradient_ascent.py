@@ -43,7 +43,7 @@ class GradientAscent(Method):
 
     name: ClassVar[str] = "gradient_ascent"
     paper: ClassVar[str] = "Graves et al. 2021, arXiv:2010.10981"
-    reads_retain: ClassVar[bool] = False
+    retain: ClassVar[str] = "none"
 
     epochs: int = setting(5, ge=1)
     lr: float = setting(1e-4, gt=0)
@@ -51,6 +51,9 @@ class GradientAscent(Method):
     weight_decay: float = setting(5e-4, ge=0)
     batchnorm: str = setting("train", choices=BATCHNORM)
     schedule: Schedule = setting(factory=Constant)
+
+    def cost(self, forget: float) -> float:
+        return self.epochs * forget
 
     def run(self, model: nn.Module, split: Split) -> None:
         sgd(

@@ -1,5 +1,6 @@
 """Random labels: training the forget set to be answered at random."""
 
+import dataclasses
 from dataclasses import dataclass
 from typing import ClassVar, final
 
@@ -62,15 +63,18 @@ class RandomLabel(Method):
     batchnorm: str = setting("train", choices=BATCHNORM)
 
     @property
-    def reads_retain(self) -> bool:
-        return self.use_retain
+    def retain(self) -> str:
+        return "full" if self.use_retain else "none"
+
+    def cost(self, forget: float) -> float:
+        return self.epochs * (1 if self.use_retain else forget)
 
     def run(self, model: nn.Module, split: Split) -> None:
         def redrawn_cross_entropy(model: nn.Module, batch: Batch) -> Tensor:
             forget = batch.source == 0
             labels = batch.labels.clone()
             labels[forget] = self._draw(labels[forget], split).to(labels.device)
-            return cross_entropy(model, Batch(batch.images, labels, batch.ids, batch.source))
+            return cross_entropy(model, dataclasses.replace(batch, labels=labels))
 
         once = self.draw == "once"
         forget = relabel(split.forget, self._draw(split.forget.labels, split)) if once else split.forget

@@ -40,10 +40,13 @@ class Retrain(Method):
 
     name: ClassVar[str] = "retrain"
     paper: ClassVar[str] = "Bourtoule et al. 2021, arXiv:1912.03817"
-    reads_retain: ClassVar[bool] = True
+    retain: ClassVar[str] = "full"
 
     build: Build = setting()
     recipe: Recipe = setting(factory=Recipe)
+
+    def cost(self, forget: float) -> float:
+        return self.recipe.epochs * (1 - forget)
 
     def run(self, model: nn.Module, split: Split) -> None:
         retrained = train_model(self.build, split.retain, self.recipe, seed=draw_seed(), device=device_of(model))

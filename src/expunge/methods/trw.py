@@ -104,8 +104,11 @@ class TRW(Method):
             )
 
     @property
-    def reads_retain(self) -> bool:
-        return self.use_retain
+    def retain(self) -> str:
+        return "full" if self.use_retain else "none"
+
+    def cost(self, forget: float) -> float:
+        return self.epochs * (forget + (1 - forget) * self.retain_ratio * self.use_retain) + forget / 3
 
     def run(self, model: nn.Module, split: Split) -> None:
         retain = [self._share(split.retain)] if self.use_retain else []

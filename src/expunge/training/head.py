@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from ..costs import count
 from ..data.images import Samples
 from ..device import device_of
 from ..errors import ModelError
@@ -26,6 +27,7 @@ def last_linear(model: nn.Module, data: Samples) -> nn.Linear:
 
     layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear) or not list(layer.children())]
     hooks = [layer.register_forward_hook(note) for layer in layers]
+    count(data.ids[:2], forward=1)
     try:
         with eval_mode(model), torch.no_grad():
             logits = model(data.fetch(torch.arange(min(2, len(data)))).to(device_of(model)))

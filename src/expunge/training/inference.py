@@ -5,6 +5,7 @@ import warnings
 import torch
 from torch import Tensor, nn
 
+from ..costs import count
 from ..data.images import Samples
 from ..data.mixture import Mixture
 from ..device import device_of, exact_float32, fast_layout
@@ -30,6 +31,7 @@ def logits_of(model: nn.Module, data: Samples, *, batch_size: int = 512) -> Logi
         first = next(mixture.epoch(batches[:1], 0)).images
         with fast_layout(model, first) as layout:
             for batch in mixture.epoch(batches, 0):
+                count(batch.ids, forward=1)
                 outputs.append(_answers(model, batch.images.contiguous(memory_format=layout)).float().cpu())
     return torch.cat(outputs)
 

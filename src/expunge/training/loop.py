@@ -1,7 +1,8 @@
 """The one training loop. Originals, retrained models, shadow models and every method that takes gradient steps go through `sgd`."""
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -9,17 +10,20 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from .. import progress
 from ..checks import choose
+from ..costs import count
 from ..data.images import Samples
 from ..data.mixture import Batch, Mixture
 from ..device import device_of, fast_layout, resolve_precision
 from ..errors import ConfigError, ModelError
-from ..rng import draw_seed, permutation
+from ..rng import draw_seed
 from ..spectral.control import SpectralControl
 from .objectives import Objective, cross_entropy
+from .orders import Order, shuffled
 from .schedules import Constant, Schedule
 
 Mask = Mapping[str, Tensor]
 BATCHNORM = ("train", "frozen_statistics", "frozen")
+OPTIMIZERS = ("sgd", "adam")
 
 
 def sgd(
@@ -37,15 +41,17 @@ def sgd(
     mask: Mask | None = None,
     batchnorm: str = "train",
     clip: SpectralControl | None = None,
+    optimizer: str = "sgd",
+    order: Order = shuffled,
+    after_epoch: Callable[[int], None] | None = None,
     augment: bool = True,
     precision: str = "auto",
     seed: int | None = None,
     stage: str = "training",
 ) -> None:
-    """Trains the model in place, on the device that it is on, by SGD with momentum over shuffled epochs of all the data.
+    """Trains the model in place, on the device that it is on, by SGD with momentum (or Adam) over epochs of all the data.
 
-    Several sets are shuffled into one another; each keeps its own augmentation. Every sample is visited exactly once in every epoch; a last batch of
-    one is joined to the batch before it, because BatchNorm cannot normalise one vector.
+    Several sets are shuffled into one another, unless another order is asked for; each keeps its own augmentation.
 
     Args:
         model: any module that maps images in [0, 1] to logits.
@@ -60,6 +66,9 @@ def sgd(
         batchnorm: "train" (batch statistics, running ones move), "frozen_statistics" (running statistics are used and stay; scale and shift learn) or
             "frozen" (nothing of BatchNorm changes).
         clip: keeps spectral norms small while training and at its end, such as `Clip`; None = nothing does. Not together with a mask.
+        optimizer: "sgd", or "adam", which ignores momentum and nesterov.
+        order: `shuffled`, `in_turn`, `paired` or a function of your own (orders.py): which samples each step sees.
+        after_epoch: called with the number of epochs that are done; what it does to the model is the caller's business.
         augment: whether to apply the data's own augmentation.
         precision: "auto", "float32" or "bfloat16" for matrix products; weights are always float32.
         seed: of order and augmentation; None draws one from torch's global generator.
@@ -70,25 +79,32 @@ def sgd(
 
     Cost: `epochs` forward and backward passes over the data.
     """
-    _check_options(epochs, lr, batch_size, batchnorm, clip, mask)
+    _check_options(epochs, lr, batch_size, batchnorm, clip, mask, optimizer)
     sources = [data] if isinstance(data, Samples) else list(data)
     device, schedule = device_of(model), schedule or Constant()
     mixture = Mixture(sources, device, augment=augment, seed=draw_seed() if seed is None else seed)
     first = next(mixture.epoch([torch.arange(min(2, len(mixture)))], 0)).images
+    ids, sizes = torch.cat([source.ids for source in sources]), [len(source) for source in sources]
     dtype = resolve_precision(precision, device)
     with fast_layout(model, first) as layout, _trainable(model, mask, batchnorm) as parameters:
-        optimizer = torch.optim.SGD(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov, fused=True)
+        if optimizer == "adam":
+            stepper = torch.optim.Adam(parameters, lr=lr, weight_decay=weight_decay, fused=True)
+        else:
+            stepper = torch.optim.SGD(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov, fused=True)
         restore = _Restore(model, mask)
-        with clip.attach(model, optimizer, tuple(first.shape[1:])) if clip else contextlib.nullcontext():
+        with clip.attach(model, stepper, tuple(first.shape[1:])) if clip else contextlib.nullcontext():
             for epoch in range(epochs):
-                batches = _batches(permutation(len(mixture), mixture.seed, epoch), batch_size)
+                visits = order(sizes, batch_size, mixture.seed, epoch)
                 total = torch.zeros((), device=device)
-                for step, batch in enumerate(mixture.epoch(batches, epoch)):
-                    optimizer.param_groups[0]["lr"] = lr * schedule(epoch + step / len(batches), epochs)
-                    total += _step(model, _in_layout(batch, layout), objective, optimizer, dtype)
+                for step, batch in enumerate(mixture.epoch([v.positions for v in visits], [v.number for v in visits])):
+                    stepper.param_groups[0]["lr"] = lr * schedule(epoch + step / len(visits), epochs)
+                    total += _step(model, _ready(batch, layout, epoch), objective, stepper, dtype)
                     restore()
-                    progress.report(stage, epoch * len(batches) + step + 1, epochs * len(batches))
-                _check_loss(total.item() / len(batches), epoch, lr)
+                    count(ids[visits[step].positions], forward=1, backward=1)
+                    progress.report(stage, epoch * len(visits) + step + 1, epochs * len(visits))
+                _check_loss(total.item() / len(visits), epoch, lr)
+                if after_epoch is not None:
+                    after_epoch(epoch + 1)
         _check_weights(parameters, lr)
 
 
@@ -104,15 +120,8 @@ def _step(model: nn.Module, batch: Batch, objective: Objective, optimizer: torch
     return loss.detach()
 
 
-def _batches(order: Tensor, size: int) -> list[Tensor]:
-    batches = list(order.split(size))
-    if len(batches) > 1 and len(batches[-1]) == 1:
-        batches[-2:] = [torch.cat(batches[-2:])]
-    return batches
-
-
-def _in_layout(batch: Batch, layout: torch.memory_format) -> Batch:
-    return Batch(batch.images.contiguous(memory_format=layout), batch.labels, batch.ids, batch.source)
+def _ready(batch: Batch, layout: torch.memory_format, epoch: int) -> Batch:
+    return dataclasses.replace(batch, images=batch.images.contiguous(memory_format=layout), epoch=epoch)
 
 
 @contextlib.contextmanager
@@ -175,10 +184,13 @@ def _batchnorms(model: nn.Module) -> list[nn.Module]:
     return [module for module in model.modules() if isinstance(module, _BatchNorm)]
 
 
-def _check_options(epochs: int, lr: float, batch_size: int, batchnorm: str, clip: SpectralControl | None, mask: Mask | None) -> None:
+def _check_options(
+    epochs: int, lr: float, batch_size: int, batchnorm: str, clip: SpectralControl | None, mask: Mask | None, optimizer: str
+) -> None:
     if not isinstance(epochs, int) or epochs < 0 or batch_size < 1 or not lr >= 0:
         raise ConfigError(f"sgd needs epochs ≥ 0, batch_size ≥ 1 and lr ≥ 0; got epochs={epochs!r}, batch_size={batch_size!r}, lr={lr!r}.")
     choose("batchnorm mode", batchnorm, BATCHNORM, "")
+    choose("optimizer", optimizer, OPTIMIZERS, "")
     if clip is not None and mask is not None:
         raise ConfigError("a mask keeps weights as they are, and a spectral control changes them; got both. Pass one of them.")
 

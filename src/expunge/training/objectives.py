@@ -1,11 +1,15 @@
-"""What one training step minimises: a function of (model, batch) that returns a scalar."""
+"""What one training step minimises: a function of (model, batch) that returns a scalar; and teachers, whose answers some of them copy."""
 
+import copy
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..costs import count
 from ..data.mixture import Batch
+from ..types import Logits
 
 Objective = Callable[[nn.Module, Batch], Tensor]
 
@@ -27,3 +31,18 @@ def smoothed_cross_entropy(label_smoothing: float) -> Objective:
 def negated_cross_entropy(model: nn.Module, batch: Batch) -> Tensor:
     """Minus the mean cross-entropy: minimising it is gradient ascent. It has no lower bound."""
     return -cross_entropy(model, batch)
+
+
+def frozen(model: nn.Module) -> nn.Module:
+    """A copy in eval mode that does not learn: a teacher."""
+    return copy.deepcopy(model).eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def taught(teacher: nn.Module, batch: Batch) -> Logits:
+    """What a teacher answers for a batch as the student sees it, augmentation included; (B, K), float32.
+
+    Where images are not augmented, `logits_of` before the training saves a forward pass in every epoch.
+    """
+    count(batch.ids, forward=1)
+    return teacher(batch.images).float()

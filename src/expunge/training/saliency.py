@@ -4,6 +4,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from ..costs import count
 from ..data.images import Samples
 from ..data.mixture import Mixture
 from ..device import device_of
@@ -35,6 +36,7 @@ def saliency_mask(model: nn.Module, forget: Samples, ratio: float, *, batch_size
         for batch in mixture.epoch(torch.arange(len(forget)).split(batch_size), 0):
             loss = functional.cross_entropy(model(batch.images).float(), batch.labels, reduction="sum")
             parts = torch.autograd.grad(loss, list(parameters.values()), materialize_grads=True)
+            count(batch.ids, forward=1, backward=1)
             gradient = [total + part for total, part in zip(gradient, parts, strict=True)]
     return _largest(dict(zip(parameters, gradient, strict=True)), ratio)
 

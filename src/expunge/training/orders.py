@@ -1,0 +1,55 @@
+"""In which order a training loop visits the samples of its sets."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..rng import derive, permutation
+
+
+class Visit(NamedTuple):
+    """One batch: positions in the mixture of all sets, int64 (B,), and a number that decides its augmentation: the same sample with another number looks different."""
+
+    positions: Tensor
+    number: int
+
+
+Order = Callable[[Sequence[int], int, int, int], list[Visit]]
+"""(sizes of the sets, batch size, seed, epoch) → the batches of that epoch."""
+
+
+def shuffled(sizes: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[Visit]:
+    """All sets shuffled into one another, every sample once; a last batch of one is joined to the one before it, because BatchNorm cannot normalise one vector."""
+    return [Visit(batch, epoch) for batch in _batches(permutation(sum(sizes), seed, epoch), batch_size)]
+
+
+def in_turn(sizes: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[Visit]:
+    """All of the first set, then all of the second, and so on: each shuffled, every sample once."""
+    visits, first = [], 0
+    for k, size in enumerate(sizes):
+        if size:
+            visits += [Visit(batch, epoch) for batch in _batches(first + permutation(size, derive(seed, k), epoch), batch_size)]
+        first += size
+    return visits
+
+
+def paired(sizes: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[Visit]:
+    """In every step a batch of the first set and one of as many samples of the second: every sample of the first once, and the second as often as that takes,
+    shuffled and augmented anew each time. Two sets."""
+    n, m = sizes
+    rounds = -(-n // m)
+    others = n + torch.cat([permutation(m, derive(seed, 1), epoch * rounds + k) for k in range(rounds)])
+    visits, done = [], 0
+    for batch in _batches(permutation(n, seed, epoch), batch_size):
+        visits.append(Visit(torch.cat([batch, others[done : done + len(batch)]]), epoch * rounds + done // m))
+        done += len(batch)
+    return visits
+
+
+def _batches(order: Tensor, size: int) -> list[Tensor]:
+    batches = list(order.split(size))
+    if len(batches) > 1 and len(batches[-1]) == 1:
+        batches[-2:] = [torch.cat(batches[-2:])]
+    return batches
