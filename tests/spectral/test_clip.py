@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from expunge import AMUN, Clip, GradientClip, NearestDDN, Recipe, Rescale, clip_model, forget_random, spectrum
+from expunge import AMUN, Clip, GradientClip, NearestDDN, Recipe, Rescale, clip_model, forget_random, singular_values, spectrum
 from expunge.errors import ConfigError, ModelError
-from expunge.spectral.layers import affine_layers
+from expunge.spectral.layers import affine_layers, grouped
+from expunge.spectral.linear_maps import LinearMaps
 from expunge.store import canonical
 from expunge.training.recipe import train_model
 from oracles import dense
@@ -278,3 +279,51 @@ def test_layers_of_low_rank():
         narrow[3].weight.copy_(torch.randn(60, 2) @ torch.randn(2, 60))
     clipped = clip_model(narrow, 0.1, input_shape=(1, 2, 2))
     assert max(norms(clipped, (1, 2, 2)).values()) <= 0.1 * 1.02 * (1 + 1e-4)
+
+
+def test_the_first_steps_are_followed_closely_and_the_others_every_so_often():
+    assert [step for step in range(1, 130) if Clip(every=50).due(step)] == [1, 2, 4, 8, 16, 32, 50, 100]
+    assert all(Clip(every=1).due(step) for step in range(1, 20))
+    assert [step for step in range(1, 130) if GradientClip(every=50).due(step)] == [50, 100]
+
+
+@pytest.mark.parametrize("rounds", [1, 3])
+def test_right_after_a_clip_the_bound_holds_even_if_its_rounds_did_not_reach_it(rounds):
+    torch.manual_seed(0)
+    conv = nn.Conv2d(8, 8, 3, padding=1)
+    conv.weight.data.mul_(20)
+    control = Clip(rounds=rounds)
+    with torch.no_grad():
+        control.act(affine_layers(conv, (8, 10, 10)), {})
+    assert 0.9 <= singular_values(conv, (8, 10, 10)).values[0] <= 1.05
+
+
+def test_products_of_rounded_maps_are_near_and_keep_the_type_of_the_vectors():
+    torch.manual_seed(0)
+    maps = LinearMaps([nn.Conv2d(4, 6, 3, stride=2, padding=1)], (4, 9, 9))
+    x = torch.randn(1, 3, 4, 9, 9)
+    rough, exact = maps.rounded(torch.bfloat16).gram(x), maps.gram(x)
+    assert rough.dtype == torch.float32 and not torch.equal(rough, exact)
+    assert (rough - exact).norm() < 0.02 * exact.norm()
+    assert maps.rounded(torch.float32) is maps and maps.numbers["weight"].dtype == torch.float32
+
+
+def test_a_cpu_does_one_layer_at_a_time():
+    layers = affine_layers(nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.ReLU(), nn.Conv2d(3, 3, 3, padding=1)), (3, 6, 6))
+    assert [len(group) for group in grouped(layers)] == [1, 1]
+
+
+def test_layers_side_by_side_as_on_a_gpu_are_clipped_as_one_by_one():
+    torch.manual_seed(0)
+    convs = [nn.Conv2d(4, 4, 3, padding=1) for _ in range(3)]
+    for conv, size in zip(convs, (1, 8, 20), strict=True):  # one is within the bound already, and one needs more rounds than the other
+        conv.weight.data.mul_(size / singular_values(conv, (4, 8, 8)).values[0])
+    together = copy.deepcopy(convs)
+    layers = [affine_layers(conv, (4, 8, 8))[0] for conv in together]
+    with torch.no_grad():
+        Clip(rounds=3).end(layers, {})
+    for k, (a, b) in enumerate(zip(convs, together, strict=True)):
+        with torch.no_grad():
+            Clip(rounds=3).end(affine_layers(a, (4, 8, 8)), {})
+        assert 0.97 <= singular_values(b, (4, 8, 8)).values[0] <= 1.02 * (1 + 1e-3)
+        assert k or torch.equal(a.weight, b.weight)

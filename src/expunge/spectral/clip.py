@@ -30,7 +30,7 @@ LAST_ROUNDS, LAST_PRODUCTS = 40, 200
 class Clip(SpectralControl):
     """Keeps σ₁ ≤ c (1 + tolerance) for every convolution and linear layer.
 
-        every N steps, for each layer:
+        every N steps, and before the first of them after 1, 2, 4, 8, … steps, for each layer:
             vᵢ, σᵢ, uᵢ = Avᵢ/σᵢ   by a few products with AᵀA from the vectors of the last time and a random one      (PowerQR)
             until σ₁ ≤ c (1 + tolerance), or `rounds` times:
                 eᵢ = max(σᵢ − c, 0);   G = ∇_W Σ eᵢ uᵢᵀAvᵢ;   W ← W − (Σ eᵢ² / ‖G‖²) G      the shortest step along G that is enough at first order
@@ -47,7 +47,7 @@ class Clip(SpectralControl):
     Args:
         max_norm: c > 0.
         every: optimiser steps between two clips, ≥ 1. Authors: 50 with BatchNorm, 100 without; between clips σ₁ drifts by about the step size.
-            Trainings of a few hundred steps need smaller numbers.
+            The first steps, which change weights most, are followed more closely whatever N is.
         tolerance: how far above c the largest value may stay, as a share of c, in (0, 1).
         batchnorm: "apart" (BatchNorm is not touched; convolutions are clipped by themselves) or "composed" (a convolution and the BatchNorm after
             it, with its running statistics, are one map: BatchNorm's weights change, the statistics never; in `clip_model` the kernel changes, too).
@@ -86,6 +86,9 @@ class Clip(SpectralControl):
             for layer in layers:
                 self._check_frozen(layer)
         return [layer for layer in layers if editable(layer)]
+
+    def due(self, step: int) -> bool:
+        return step % self.every == 0 or (step < self.every and step & (step - 1) == 0)  # powers of 2 have one bit
 
     def begin(self, layers: list[Layer], memory: dict[str, Tensor]) -> None:
         hold = partial(self._hold, turns=1, rounds=10)  # weights that were drawn at random may as well be scaled

@@ -37,7 +37,7 @@ class SpectralControl(ABC):
 
     @final
     def attach(self, model: nn.Module, optimizer: torch.optim.Optimizer, input_shape: tuple[int, ...]) -> "Attached":
-        """Starts to act on `model` after every `every`-th step of `optimizer`; leaving the block, or `.finish()`, acts a last time and detaches.
+        """Starts to act on `model` after the steps of `optimizer` that are `due`, every `every`-th; leaving the block, or `.finish()`, acts a last time and detaches.
 
         Args:
             model: in any mode; its convolutions and linear layers are found by one pass of an image of zeros.
@@ -52,6 +52,10 @@ class SpectralControl(ABC):
     def layers(self, model: nn.Module, input_shape: tuple[int, ...]) -> list[Layer]:
         """The layers that this control acts on."""
         return [layer for layer in affine_layers(model, input_shape) if editable(layer)]
+
+    def due(self, step: int) -> bool:
+        """Whether to act after this step of the optimiser; the first is number 1."""
+        return step % self.every == 0
 
     def begin(self, layers: list[Layer], memory: dict[str, Tensor]) -> None:
         """Sets the weights of layers of one kind, which can be evaluated side by side, before training.
@@ -91,7 +95,7 @@ class Attached:
 
     def _after_step(self) -> None:
         self.steps += 1
-        if self.steps % self.control.every == 0:
+        if self.control.due(self.steps):
             self._do(self.control.act)
 
     def _do(self, action: Callable[[list[Layer], dict[str, Tensor]], None]) -> None:
