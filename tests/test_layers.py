@@ -15,7 +15,7 @@ LAYERS = [
     {"training"},
     {"attacks", "metrics"},
     {"methods", "audits", "report"},
-    {"auditing", "diagnosis", "leakage", "stored"},
+    {"auditing", "diagnosis", "leakage", "stored", "tuning"},
     {"demo", "demo_classes"},
     {"cli", "__main__", "__init__"},
 ]

@@ -20,7 +20,20 @@ def toy_net(channels: int = 1, n_classes: int = 10) -> nn.Module:
 
 def configured(cls: type[Method], **overrides) -> Method:
     """The method with settings that are quick on a toy problem; whatever field a method shares with others is set for all of them here."""
-    quick = {"epochs": 2, "batch_size": 8, "build": toy_net, "recipe": Recipe(epochs=3, lr=0.05, batch_size=16)} | overrides
+    quick = {
+        "epochs": 2,
+        "batch_size": 8,
+        "forget_batch_size": 2,
+        "build": toy_net,
+        "n_inputs": 500,
+        "noise_images": 16,
+        "copies": 4,
+        "fisher_samples": 32,
+        "n_adversarial": 2,
+        "attack_steps": 5,
+        "n_made": 200,
+        "recipe": Recipe(epochs=3, lr=0.05, batch_size=16),
+    } | overrides
     names = {field.name for field in dataclasses.fields(cls)}
     return cls(**{name: value for name, value in quick.items() if name in names})
 
@@ -30,7 +43,7 @@ def variants() -> list[Method]:
     methods = []
     for cls in METHODS.values():
         methods.append(configured(cls))
-        if isinstance(cls.retain, property):
+        if isinstance(cls.retain, property) and "use_retain" in cls.__dataclass_fields__:
             methods.append(configured(cls, use_retain=False))
     return methods
 

@@ -31,8 +31,9 @@ _HOMES = {
     ".errors": ("ExpungeError", "HealthFlag"),
     ".leakage": ("class_leakage", "sample_leakage"),
     ".methods": (
-        *("AMUN", "DELETE", "TRW", "BoundaryExpanding", "BoundaryShrink", "FineTune", "GradientAscent", "Method", "RandomLabel", "Retrain"),
-        *("calibrate_trw", "unlearn_sequentially"),
+        *("AMUN", "BadTeacher", "BoundaryExpanding", "BoundaryShrink", "CFk", "DELETE", "ESC", "EUk", "FineTune", "FisherForgetting"),
+        *("GradientAscent", "InfluenceUnlearning", "JiT", "L1Sparse", "L2UL", "Method", "MUMis", "NegGradPlus", "RandomLabel"),
+        *("Retrain", "SalUn", "SCAR", "SCRUB", "SSD", "SVDUnlearn", "TRW", "UNSIR", "calibrate_trw", "unlearn_sequentially"),
     ),
     ".metrics": ("Estimate",),
     ".metrics.signals": ("logit_margin",),
@@ -44,13 +45,18 @@ _HOMES = {
     ".spectral.fourier": ("FFTClip", "GramRescale", "gram_bound"),
     ".spectral.spectrum": ("Spectrum", "spectrum"),
     ".spectral.values": ("SingularValues", "singular_values"),
+    ".tuning": ("Tuning", "development_split", "tune"),
     ".training.class_shadows": ("ClassShadows", "train_class_shadows"),
     ".training.fleet": ("TrainTask", "train_fleet"),
+    ".training.importances": ("Importances", "importances"),
     ".training.inference": ("logits_of",),
     ".training.loop": ("sgd",),
+    ".training.masks": ("load_mask", "save_mask"),
     ".training.recipe": ("Recipe", "train_model"),
+    ".training.saliency": ("saliency_mask",),
     ".training.schedules": ("Constant", "Cosine", "Step"),
     ".training.shadow": ("ShadowModels", "train_shadow_models"),
+    ".training.sisa": ("SISA", "train_sisa"),
 }
 _SUBPACKAGES = ("attacks", "audits", "errors", "methods", "metrics")
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
@@ -90,14 +96,31 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
     from .methods import (
         AMUN,
         DELETE,
+        ESC,
+        L2UL,
+        SCAR,
+        SCRUB,
+        SSD,
         TRW,
+        UNSIR,
+        BadTeacher,
         BoundaryExpanding,
         BoundaryShrink,
+        CFk,
+        EUk,
         FineTune,
+        FisherForgetting,
         GradientAscent,
+        InfluenceUnlearning,
+        JiT,
+        L1Sparse,
         Method,
+        MUMis,
+        NegGradPlus,
         RandomLabel,
         Retrain,
+        SalUn,
+        SVDUnlearn,
         calibrate_trw,
         unlearn_sequentially,
     )
@@ -113,11 +136,16 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
     from .spectral.values import SingularValues, singular_values
     from .training.class_shadows import ClassShadows, train_class_shadows
     from .training.fleet import TrainTask, train_fleet
+    from .training.importances import Importances, importances
     from .training.inference import logits_of
     from .training.loop import sgd
+    from .training.masks import load_mask, save_mask
     from .training.recipe import Recipe, train_model
+    from .training.saliency import saliency_mask
     from .training.schedules import Constant, Cosine, Step
     from .training.shadow import ShadowModels, train_shadow_models
+    from .training.sisa import SISA, train_sisa
+    from .tuning import Tuning, development_split, tune
 
 
 def __getattr__(name: str) -> Any:

@@ -32,7 +32,7 @@ class Cost:
     Example:
         >>> with measure_cost() as cost:
         ...     count(torch.arange(30), forward=1, backward=1)
-        >>> cost.forward, cost.passes(30)
+        >>> dict(cost.forward), cost.passes(30)
         ({'data': 30}, 1.0)
     """
 

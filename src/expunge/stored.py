@@ -1,12 +1,12 @@
 """Unlearned models in a store: what a method made of a stored original, so that it is made once."""
 
-import time
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import nn
 
+from .costs import measure_cost
 from .data.split import Split
 from .methods.base import Method
 from .models.checkpoint import model_hash
@@ -18,10 +18,11 @@ from .training.recipe import Build
 @final
 @dataclass(frozen=True, eq=False)
 class Unlearned:
-    """A model without the forget set, and the seconds that it took to make."""
+    """A model without the forget set, and what it took to make: seconds, and counted passes as `Cost.to_dict` has them (None in stores of older versions)."""
 
     model: nn.Module
     seconds: float
+    cost: dict[str, Any] | None
 
 
 def unlearn_stored(
@@ -41,9 +42,10 @@ def unlearn_stored(
     cell = store.cell("unlearned", spec)
 
     def unlearn() -> None:
-        start = time.perf_counter()
-        unlearned = method(model, split, seed=seed, device=device)
-        cell.finish({"seconds": round(time.perf_counter() - start, 3)}, unlearned.state_dict())
+        with measure_cost() as cost:
+            unlearned = method(model, split, seed=seed, device=device)
+        cell.finish({"seconds": round(cost.seconds, 3), "cost": cost.to_dict()}, unlearned.state_dict())
 
     cell.ensure(unlearn)
-    return Unlearned(load_trained(cell, build), cell.result()["seconds"])
+    result = cell.result()
+    return Unlearned(load_trained(cell, build), result["seconds"], result.get("cost"))

@@ -20,7 +20,7 @@ from expunge.checks import describe
 from expunge.cli import app as app_module
 from expunge.cli.app import VERBS, app, guarded
 from expunge.cli.catalogue import registries
-from expunge.cli.docs import PAGE, page
+from expunge.cli.docs import METHODS_PAGE, PAGE, page, with_methods
 from expunge.cli.options import RECIPE
 from expunge.errors import HealthFlag, NondeterministicModel
 
@@ -31,6 +31,12 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
 
 def test_the_page_about_the_command_line_is_current():
     assert (ROOT / PAGE).read_text(encoding="utf-8") == page(), "run `python -m expunge.cli.docs`"
+
+
+def test_the_table_of_methods_is_current():
+    text = (ROOT / METHODS_PAGE).read_text(encoding="utf-8")
+    assert with_methods(text) == text, "run `python -m expunge.cli.docs`"
+    assert all(f"| `{name}` |" in text for name in registries()["methods"])
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -1,6 +1,7 @@
 """train → unlearn → audit on real digits: what is printed, what is written, and that it is what the library says."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -301,3 +302,28 @@ def test_two_models_of_one_name_are_refused():
     assert list(name_models("o", ["a", "b"], [])) == ["original", "unlearned", "unlearned 2"]
     with pytest.raises(ConfigError, match="'x' 2 times"):
         name_models("o", ["x=a", "x=b"], [])
+
+
+def test_unlearn_counts_what_it_cost_and_chooses_a_step_without_the_retrained_model(work, expunge, tmp_path):
+    common = ["unlearn", "fine_tune", "--model", work.original, "--data", work.data, *work.forget, "--set", "epochs=1", "--device", "cpu"]
+    plain = json.loads(expunge(*common, "-o", tmp_path / "plain", "--json").stdout)
+    assert plain["tuning"] is None and plain["cost"]["backward"] == {"retain": 190} and plain["cost"]["seconds"] > 0
+    found = json.loads(expunge(*common, "--tune", "2", "-o", tmp_path / "tuned", "--json").stdout)
+    tried = {trial["value"]: trial["gap"][0] for trial in found["tuning"]["trials"]}
+    best = min(tried, key=tried.get)
+    assert len(tried) == 2 and found["tuning"]["best"] == best and f"lr={best}" in found["method"]
+    assert read_metadata(tmp_path / "tuned")["tuning"] == found["tuning"]
+    out = expunge(*common, "--tune", "2", "-o", tmp_path / "tuned", "--force").stdout
+    assert "→ lr = " in out and "average gap" in out and "passes over the data" in out
+    out = expunge(*common, "--tune", "0", "-o", tmp_path / "x", code=1)
+    assert "trials must be an integer ≥ 1" in out.stderr
+
+
+def test_published_hyperparameters_are_available_by_name(work, expunge, tmp_path, monkeypatch):
+    monkeypatch.setattr(library.FineTune, "published", {"somewhere": {"epochs": 2, "lr": 0.04}})
+    common = ["unlearn", "fine_tune", "--model", work.original, "--data", work.data, *work.forget, "--published", "somewhere", "--json"]
+    assert "epochs=2, lr=0.04" in json.loads(expunge(*common, "-o", tmp_path / "a").stdout)["method"]
+    assert "epochs=1, lr=0.04" in json.loads(expunge(*common, "--set", "epochs=1", "-o", tmp_path / "b").stdout)["method"]
+    assert re.search(r"somewhere +epochs=2, lr=0.04", expunge("show", "fine_tune").stdout)
+    common[-2] = "elsewhere"
+    assert "no experiment named 'elsewhere'" in expunge(*common, "-o", tmp_path / "c", code=1).stderr

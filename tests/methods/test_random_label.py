@@ -4,7 +4,9 @@ import torch
 from expunge.data.images import ImageData
 from expunge.data.split import forget_classes, forget_samples
 from expunge.errors import DataError
-from expunge.methods import RandomLabel, random_label
+from expunge.methods import RandomLabel
+from expunge.store import canonical
+from expunge.training import relabelling
 from expunge.training.inference import logits_of
 from toys import toy_net
 
@@ -18,8 +20,8 @@ def seen(monkeypatch):
         steps.append((batch.ids, batch.labels, batch.source))
         return cross_entropy(model, batch)
 
-    cross_entropy = random_label.cross_entropy
-    monkeypatch.setattr(random_label, "cross_entropy", spy)
+    cross_entropy = relabelling.cross_entropy
+    monkeypatch.setattr(relabelling, "cross_entropy", spy)
     return steps
 
 
@@ -37,6 +39,13 @@ def test_labels_are_drawn_anew_in_every_epoch_and_retain_samples_keep_theirs(mem
     assert torch.equal(labels_by_visit(seen, split.retain.ids), split.retain.labels.expand(3, -1))
 
 
+def test_in_turn_the_forget_set_comes_before_the_retain_set_in_every_epoch_and_results_of_before_are_still_found(memorised, seen):
+    model, split, _ = memorised
+    RandomLabel(epochs=2, batch_size=16, mix="in_turn")(model, split)
+    assert [source.unique().tolist() for _, _, source in seen] == ([[0]] + [[1]] * 7) * 2
+    assert "mix" not in canonical(RandomLabel()) and "mix" in canonical(RandomLabel(mix="in_turn"))
+
+
 def test_drawn_once_the_labels_stay(memorised, seen):
     model, split, _ = memorised
     RandomLabel(epochs=3, batch_size=16, draw="once", use_retain=False)(model, split)
@@ -50,7 +59,7 @@ def test_the_true_label_is_drawn_as_often_as_others_or_never(memorised, seen, dr
     for exclude, low, high in ((True, 0, 0), (False, 0.05, 0.15)):
         seen.clear()
         method = RandomLabel(epochs=1, batch_size=256, exclude_true=exclude, draw=draw)
-        hits = [method._draw(torch.arange(1000) % 10, split) == torch.arange(1000) % 10]
+        hits = [relabelling.labels_at_random(torch.arange(1000) % 10, split, exclude) == torch.arange(1000) % 10]
         method(model, split)
         assert low <= float(torch.cat(hits).float().mean()) <= high
         if exclude:
@@ -60,7 +69,7 @@ def test_the_true_label_is_drawn_as_often_as_others_or_never(memorised, seen, dr
 def test_excluding_the_true_label_excludes_every_forgotten_class(memorised_class):
     _, split, _ = memorised_class
     split = forget_classes(split.train, [3, 5])
-    drawn = RandomLabel(exclude_true=True)._draw(split.forget.labels.repeat(50), split)
+    drawn = relabelling.labels_at_random(split.forget.labels.repeat(50), split, True)
     assert set(drawn.tolist()) == set(range(10)) - {3, 5}
 
 

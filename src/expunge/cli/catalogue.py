@@ -64,12 +64,20 @@ def show(
     known = {key: (kind, found) for kind, registry in registries().items() for key, found in registry.items()}
     kind, found = known[choose("method, attack, audit, dataset, architecture or control", name, known, "`expunge list` shows all.")]
     settings = _settings(found)
+    published = getattr(found, "published", {})
     if json:
-        return print_json({"name": name, "kind": KINDS[kind], "description": inspect.getdoc(found) or "", "settings": settings})
+        return print_json(
+            {"name": name, "kind": KINDS[kind], "description": inspect.getdoc(found) or "", "settings": settings, "published": published}
+        )
     print(f"{name} ({KINDS[kind]})\n\n{inspect.getdoc(found) or ''}")
     if settings:
         print()
         print_table(["setting", "range", "default"], [list(setting.values()) for setting in settings])
+    if published:
+        print()
+        print_table(
+            ["published", "settings"], [[key, ", ".join(f"{k}={v!r}" for k, v in values.items())] for key, values in published.items()]
+        )
 
 
 def registries() -> dict[str, dict[str, Any]]:
@@ -84,6 +92,26 @@ def registries() -> dict[str, dict[str, Any]]:
     return {
         "methods": METHODS, "attacks": ATTACKS, "audits": AUDITS, "datasets": DATASETS, "architectures": ARCHITECTURES, "controls": CONTROLS,
     }  # fmt: skip
+
+
+def methods_table() -> str:
+    """All methods as a Markdown table."""
+    from ..methods import METHODS
+
+    rows = ["| name | class | forgets | retain data | cost | tuned | what it does | paper |", "|---" * 8 + "|"]
+    for name, method in sorted(METHODS.items()):
+        entry = _entry("methods", name, method)
+        cells = [
+            f"`{name}`",
+            f"`{method.__name__}`",
+            entry["forgets"],
+            entry["retain data"],
+            entry["cost"],
+            f"`{method.tunes}`" if method.tunes else "",
+        ]
+        rows.append("| " + " | ".join([*cells, entry["what it does"], method.paper]) + " |")
+    note = "Cost: passes over the training set (forward and backward) at the defaults, where a tenth of it is forgotten. Tuned: the setting that `tune` chooses."
+    return "\n".join(["", *rows, "", note, ""])
 
 
 def _entry(kind: str, name: str, found: Any) -> dict[str, str]:
@@ -108,7 +136,8 @@ def _cost(method: Any) -> str:
     required = {f.name: None for f in dataclasses.fields(method) if f.default is f.default_factory is dataclasses.MISSING}
     if "build" in required:
         required["build"] = _no_model
-    return f"{method(**required).cost(SHARE):.2g}"
+    passes = method(**required).cost(SHARE)
+    return f"{passes:.0f}" if passes >= 10 else f"{passes:.2g}"
 
 
 def _no_model() -> Any:

@@ -1,5 +1,6 @@
-"""Writes docs/cli.md from what the verbs say of themselves: `python -m expunge.cli.docs`, in the root of the repository."""
+"""Writes docs/cli.md from what the verbs say of themselves, and the table in docs/methods.md from the methods: `python -m expunge.cli.docs`, in the root of the repository."""
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,8 @@ from typer.main import get_command
 
 from .app import app
 
-PAGE = Path("docs/cli.md")
+PAGE, METHODS_PAGE = Path("docs/cli.md"), Path("docs/methods.md")
+TABLE = re.compile(r"(?<=<!-- table -->\n).*?(?=<!-- end of table -->)", re.DOTALL)
 INTRODUCTION = """\
 # Command line
 
@@ -48,6 +50,13 @@ def page() -> str:
     return "\n".join([INTRODUCTION.format(help=summary), *(_verb(name, command) for name, command in group.commands.items())])
 
 
+def with_methods(text: str) -> str:
+    """The page about methods with its table as the registry has it now."""
+    from .catalogue import methods_table
+
+    return TABLE.sub(lambda _: methods_table(), text)
+
+
 def _verb(name: str, command: Any) -> str:
     shown = [p for p in command.params if p.name != "help"]
     arguments = [_metavar(p) for p in shown if p.param_type_name == "argument"]
@@ -78,6 +87,7 @@ def _default(parameter: Any) -> str:
 
 
 if __name__ == "__main__":
-    path = Path(sys.argv[1]) if len(sys.argv) > 1 else PAGE
-    path.write_text(page(), encoding="utf-8")
-    print(f"wrote {path}")
+    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path()
+    (folder / PAGE).write_text(page(), encoding="utf-8")
+    (folder / METHODS_PAGE).write_text(with_methods((folder / METHODS_PAGE).read_text(encoding="utf-8")), encoding="utf-8")
+    print(f"wrote {PAGE} and {METHODS_PAGE}")

@@ -75,6 +75,7 @@ def _readers() -> dict[Any, Callable[[str], Any]]:
     """How to read fields that are objects themselves."""
     from ..attacks import ATTACKS, AdversarialSet, NearestAttack
     from ..spectral.control import SpectralControl
+    from ..training.masks import WeightMask, load_mask
     from ..training.recipe import Build
     from ..training.schedules import Constant, Cosine, Schedule, Step
     from .inputs import load_build
@@ -84,6 +85,7 @@ def _readers() -> dict[Any, Callable[[str], Any]]:
         Schedule: lambda text: _named(text, "schedule", schedules, "Write it as step:every=40,gamma=0.1."),
         NearestAttack: lambda text: _named(text, "attack", ATTACKS, "`expunge list attacks` shows all."),
         AdversarialSet: AdversarialSet.load,
+        WeightMask: load_mask,
         Build: load_build,
         SpectralControl: _control,
     }

@@ -1,6 +1,5 @@
 """`expunge unlearn`: one method on one checkpoint."""
 
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,7 +24,12 @@ from .output import percent, print_json, print_table
 from .train import accuracies
 
 if TYPE_CHECKING:
+    from torch import nn
+
+    from ..data.images import Samples
+    from ..data.split import Split
     from ..methods import Method
+    from ..tuning import Tuning
 
 
 def unlearn(
@@ -51,6 +55,24 @@ def unlearn(
             "--set",
             metavar="FIELD=VALUE",
             help="A hyperparameter of the method; may be repeated. `expunge show METHOD` lists them.",
+            show_default=False,
+        ),
+    ] = None,
+    published: Annotated[
+        str | None,
+        typer.Option(
+            "--published",
+            metavar="EXPERIMENT",
+            help="Start from the hyperparameters of a published experiment (`expunge show METHOD`); --set overrides them.",
+            show_default=False,
+        ),
+    ] = None,
+    tune: Annotated[
+        int | None,
+        typer.Option(
+            "--tune",
+            metavar="N",
+            help="First choose the method's step size, with at most N trials, by forgetting other samples and retraining without those once.",
             show_default=False,
         ),
     ] = None,
@@ -80,18 +102,19 @@ def unlearn(
     if not no_retain or any(value is not None for value in options.values()):
         check_one(**options)
     check_writable(output, force)
+    from ..costs import measure_cost
     from ..models import model_hash, save_model
     from ..provenance import provenance
 
     metadata = metadata_of(model)
     given = training_of(metadata, build)
-    chosen = make_method(method, settings or [], given, no_retain)
+    chosen = make_method(method, settings or [], given, no_retain, published)
     if chosen.scenario == "classes" and forget_classes is None:
         raise ConfigError(
             f"{method} forgets whole classes, and would take the images of the same class that stay along; got none named. Pass --forget-classes A,B (with --no-retain "
             "the data may hold them alone), or a method for samples (`expunge list methods`)."
         )
-    if getattr(chosen, "recipe", None) is not None and chosen.recipe is given.get("recipe"):
+    if tune is not None or (getattr(chosen, "recipe", None) is not None and chosen.recipe is given.get("recipe")):
         check_as_trained(model, metadata)
     original = load_network(model, build)
     pair = load_pair(data, root, size)
@@ -99,33 +122,41 @@ def unlearn(
     if not no_retain:
         check_same_data(model, metadata, pair.train)
     split = make_split(pair.train, *options.values(), no_retain)
-    start = time.perf_counter()
-    unlearned = chosen(original, split, seed=seed, device=device)
-    seconds = round(time.perf_counter() - start, 3)
+    found = None if tune is None else _tuned(chosen, original, split, pair.test, given, trials=tune, seed=seed, device=device)
+    chosen = found.method if found else chosen
+    with measure_cost() as cost:
+        unlearned = chosen(original, split, seed=seed, device=device)
     groups = {"forget": split.forget, "test": pair.test}
     accuracy = {"original": accuracies(original, groups, device), "unlearned": accuracies(unlearned, groups, device)}
     kept = {name: metadata[name] for name in ("recipe", "build", "data") if name in metadata}
     made = {
         "method": chosen.name, "settings": repr(chosen), "seed": seed, "forget": describe_split(split), "original": model_hash(original),
-        "accuracy": accuracy["unlearned"], "seconds": seconds, "provenance": provenance(),
-    }  # fmt: skip
+        "accuracy": accuracy["unlearned"], "seconds": round(cost.seconds, 3), "provenance": provenance(),
+    } | ({"tuning": found.to_dict()} if found else {})  # fmt: skip
     save_model(unlearned, output, metadata=kept | made, architecture=given["build"] if "architecture" in metadata else None)
     if json:
-        print_json(
-            {
-                "output": str(output),
-                "method": repr(chosen),
-                "forgotten": len(split.forget_indices),
-                "accuracy": accuracy,
-                "seconds": seconds,
-            }
-        )
+        print_json({
+            "output": str(output), "method": repr(chosen), "forgotten": len(split.forget_indices), "accuracy": accuracy,
+            "seconds": round(cost.seconds, 3), "cost": cost.to_dict(), "tuning": found and found.to_dict(),
+        })  # fmt: skip
     else:
+        print(f"{found}\n" if found else "", end="")
         print_table(["accuracy on", *accuracy], [[group, *(percent(a[group]) for a in accuracy.values())] for group in groups])
-        print(f"wrote {output} after {seconds:.1f} s")
+        print(f"wrote {output} after {cost.seconds:.1f} s, {cost.passes(len(split.train)):.2g} passes over the data")
 
 
-def make_method(name: str, settings: list[str], given: dict[str, Any], no_retain: bool = False) -> "Method":
+def _tuned(method: "Method", model: "nn.Module", split: "Split", test: "Samples", given: dict[str, Any], **options: Any) -> "Tuning":
+    """What `--tune` finds; `given` is what is known of the original's training."""
+    from ..tuning import tune
+
+    if not {"build", "recipe"} <= set(given):
+        raise ConfigError(
+            "--tune trains a model anew, as the original was trained, and its checkpoint does not tell how; got no recipe. Train it with `expunge train`."
+        )
+    return tune(method, model, split, test, build=given["build"], recipe=given["recipe"], **options)
+
+
+def make_method(name: str, settings: list[str], given: dict[str, Any], no_retain: bool = False, published: str | None = None) -> "Method":
     """The method with these settings; `build` and `recipe`, where it has them, are those of the checkpoint."""
     from ..checks import choose
     from ..methods import METHODS
@@ -138,6 +169,8 @@ def make_method(name: str, settings: list[str], given: dict[str, Any], no_retain
             f"{name} needs {' and '.join(sorted(needed))} of the original, and its checkpoint does not tell; got none. "
             "Train the original with `expunge train`, or retrain with `expunge train … --without ids.csv`."
         )
+    if published is not None:
+        given = given | dict(cls.published[choose("experiment", published, cls.published, f"`expunge show {name}` has them all.")])
     method = configured(cls, settings, given)
     if no_retain and method.reads_retain and "use_retain" in cls.__dataclass_fields__:
         raise ConfigError(f"{name} reads retain samples unless it is told not to; got --no-retain. Add --set use_retain=false.")

@@ -31,6 +31,7 @@ class Method(ABC):
         paper: where the algorithm is from.
         retain: how much of the retain set it reads: "none", a "subset" whose size does not grow with it, or "full"; a property where that depends on a hyperparameter.
         scenario: what it can forget: "any" samples, or whole "classes" only.
+        tunes: the setting that decides how far it goes, which `tune` chooses; None = there is none.
         published: hyperparameters that papers and authors chose for one of their experiments, by the experiment's name, for `as_published`. Most were
             chosen by looking at the retrained model, which nobody has who needs unlearning.
         revision: raised when the algorithm changes, so that stored results of the old one are not taken for the new.
@@ -40,6 +41,7 @@ class Method(ABC):
     paper: ClassVar[str]
     retain: ClassVar[str]
     scenario: ClassVar[str] = "any"
+    tunes: ClassVar[str | None] = "lr"
     published: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     revision: ClassVar[int] = 1
 

@@ -1,20 +1,15 @@
 """Random labels: training the forget set to be answered at random."""
 
-import dataclasses
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..checks import setting
-from ..data.images import relabel
-from ..data.mixture import Batch
 from ..data.split import Split
-from ..training.loop import BATCHNORM, sgd
-from ..training.objectives import cross_entropy
+from ..training.loop import BATCHNORM
+from ..training.relabelling import DRAWS, MIXES, sgd_on_random_labels
 from ..training.schedules import Constant, Schedule
-from ..training.targets import other_classes, random_labels
 from .base import Method
 
 
@@ -38,12 +33,14 @@ class RandomLabel(Method):
         exclude_true: False = ỹ is any class, also the true one; True = neither the sample's own nor, where whole classes are forgotten, one of them.
         draw: "epoch" = a new label at every visit, which comes once in an epoch; "once" = the same label throughout.
         batchnorm: "train", "frozen_statistics" or "frozen", as in `sgd`; for use_retain=False, where the batches are of forget samples alone.
+        mix: "shuffled" = forget and retain samples in the same batches (SalUn's code for CIFAR-100); "in_turn" = in every epoch all forget batches first, and then
+            the retain set, which repairs what they broke (its code for CIFAR-10).
 
     Raises:
         DataError: exclude_true, and no class is left to draw.
 
     Paper: Golatkar et al., "Eternal Sunshine of the Spotless Net", CVPR 2020, arXiv:1911.04933; defaults of Fan et al., "SalUn", ICLR 2024, arXiv:2310.12508.
-    Departures: forget and retain samples are shuffled into one another (SalUn's code for CIFAR-100; its code for CIFAR-10 visits D_F first and then D_R).
+    Departures: none.
     Example:
         >>> RandomLabel(use_retain=False, lr=1e-4).reads_retain
         False
@@ -59,8 +56,9 @@ class RandomLabel(Method):
     schedule: Schedule = setting(factory=Constant)
     use_retain: bool = setting(True)
     exclude_true: bool = setting(False)
-    draw: str = setting("epoch", choices=("epoch", "once"))
+    draw: str = setting("epoch", choices=DRAWS)
     batchnorm: str = setting("train", choices=BATCHNORM)
+    mix: str = setting("shuffled", choices=tuple(MIXES), later=True)
 
     @property
     def retain(self) -> str:
@@ -70,22 +68,8 @@ class RandomLabel(Method):
         return self.epochs * (1 if self.use_retain else forget)
 
     def run(self, model: nn.Module, split: Split) -> None:
-        def redrawn_cross_entropy(model: nn.Module, batch: Batch) -> Tensor:
-            forget = batch.source == 0
-            labels = batch.labels.clone()
-            labels[forget] = self._draw(labels[forget], split).to(labels.device)
-            return cross_entropy(model, dataclasses.replace(batch, labels=labels))
-
-        once = self.draw == "once"
-        forget = relabel(split.forget, self._draw(split.forget.labels, split)) if once else split.forget
-        sgd(
-            model, [forget, split.retain] if self.use_retain else forget, cross_entropy if once else redrawn_cross_entropy,
+        sgd_on_random_labels(
+            model, split, use_retain=self.use_retain, exclude_true=self.exclude_true, draw=self.draw, mix=self.mix,
             epochs=self.epochs, lr=self.lr, batch_size=self.batch_size, weight_decay=self.weight_decay, schedule=self.schedule,
             batchnorm=self.batchnorm,
         )  # fmt: skip
-
-    def _draw(self, labels: Tensor, split: Split) -> Tensor:
-        n_classes = len(split.train.classes)
-        if self.exclude_true:
-            return random_labels(other_classes(labels, split.forget_classes, n_classes))
-        return random_labels(torch.ones(len(labels), n_classes))

@@ -41,6 +41,7 @@ class Retrain(Method):
     name: ClassVar[str] = "retrain"
     paper: ClassVar[str] = "Bourtoule et al. 2021, arXiv:1912.03817"
     retain: ClassVar[str] = "full"
+    tunes: ClassVar[str | None] = None
 
     build: Build = setting()
     recipe: Recipe = setting(factory=Recipe)

@@ -100,7 +100,7 @@ def train_fleet(
     device = resolve_device(device)
     cells = _cells(tasks, pool, store if isinstance(store, Store) else Store(store))
     items = {cell.folder.name: _Item(task, cell) for task, cell in zip(tasks, cells, strict=True) if not cell.done}
-    workers = _count_workers(workers, device, list(items.values()), pool)
+    workers = count_workers(workers, device, list(items.values()), pool)
     if items:
         _Run(items, pool, device, workers).run()
     return cells
@@ -198,7 +198,7 @@ class _Run:
     def _executor(self) -> contextlib.AbstractContextManager[Executor]:
         if self.workers > 1:
             return ProcessPool(self.workers, (self.pool,), self.events.put)
-        return _one_thread(SerialExecutor((self.pool,)), self.device)
+        return one_thread(SerialExecutor((self.pool,)), self.device)
 
     def _work(self, executor: Executor, waiting: deque[_Item]) -> None:
         busy: list[_Item] = []
@@ -274,7 +274,7 @@ def _cells(tasks: Sequence[TrainTask], pool: Samples, store: Store) -> list[Cell
     for task in tasks:
         if id(task.build) not in layers:
             canonical(task.build)  # a lambda is refused before it is called
-            layers[id(task.build)] = _layers(task.build)
+            layers[id(task.build)] = digest_of_layers(task.build)
     return [store.cell(task.kind, _spec(task, pool, layers[id(task.build)])) for task in tasks]
 
 
@@ -291,25 +291,26 @@ def _spec(task: TrainTask, pool: Samples, layers: str) -> dict[str, Any]:
     }
 
 
-def _layers(build: Build) -> str:
+def digest_of_layers(build: Build) -> str:
     """A digest of the model's layers: a function of the user's may come to build another model under the same name."""
     with fork(0):
         text = re.sub(r" at 0x[0-9a-f]+", "", str(build()))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _count_workers(workers: int | str, device: torch.device, items: list[_Item], pool: Samples) -> int:
+def count_workers(workers: int | str, device: torch.device, tasks: Sequence[Any], pool: Samples) -> int:
+    """How many processes shall do these tasks, each with the pool: as many as asked for, or as there are cores or tasks; 1 where more is impossible or no use."""
     if workers != "auto" and not is_integer(workers, 1):
         raise ConfigError(f"workers must be 'auto' or an integer ≥ 1; got {workers!r}. Pass the number of processes to train in.")
-    if device.type != "cpu" or workers == 1 or len(items) < 2 or current_process().daemon:  # a daemon may not have children
+    if device.type != "cpu" or workers == 1 or len(tasks) < 2 or current_process().daemon:  # a daemon may not have children
         return 1
-    obstacle = examine((pool, items)).obstacle
+    obstacle = examine((pool, tasks)).obstacle
     if obstacle and workers != "auto":
         raise StoreError(
             f"models and data must be such that worker processes can import them; got: {obstacle}. "
             "Move them to a module, or pass workers=1."
         )
-    return 1 if obstacle else min(_cores() if workers == "auto" else workers, len(items))
+    return 1 if obstacle else min(_cores() if workers == "auto" else workers, len(tasks))
 
 
 def _cores() -> int:
@@ -317,7 +318,7 @@ def _cores() -> int:
 
 
 @contextlib.contextmanager
-def _one_thread(executor: Executor, device: torch.device) -> Iterator[Executor]:
+def one_thread(executor: Executor, device: torch.device) -> Iterator[Executor]:
     """On a CPU, one torch thread inside the block: with more, sums are added in another order, and the bits differ from a worker's."""
     before = torch.get_num_threads()
     try:

@@ -40,10 +40,11 @@ def sgd(
     schedule: Schedule | None = None,
     mask: Mask | None = None,
     batchnorm: str = "train",
+    frozen: Sequence[nn.Module] = (),
     clip: SpectralControl | None = None,
     optimizer: str = "sgd",
     order: Order = shuffled,
-    after_epoch: Callable[[int], None] | None = None,
+    after_epoch: Callable[[int], bool | None] | None = None,
     augment: bool = True,
     precision: str = "auto",
     seed: int | None = None,
@@ -65,10 +66,11 @@ def sgd(
             decay nor momentum moves them. Parameters that the mask does not name stay as they are.
         batchnorm: "train" (batch statistics, running ones move), "frozen_statistics" (running statistics are used and stay; scale and shift learn) or
             "frozen" (nothing of BatchNorm changes).
+        frozen: modules, each without its children, that stay as they are: their weights, and as BatchNorm their statistics too, which they then use.
         clip: keeps spectral norms small while training and at its end, such as `Clip`; None = nothing does. Not together with a mask.
         optimizer: "sgd", or "adam", which ignores momentum and nesterov.
         order: `shuffled`, `in_turn`, `paired` or a function of your own (orders.py): which samples each step sees.
-        after_epoch: called with the number of epochs that are done; what it does to the model is the caller's business.
+        after_epoch: called with the number of epochs that are done; True ends the training, and what it does to the model is the caller's business.
         augment: whether to apply the data's own augmentation.
         precision: "auto", "float32" or "bfloat16" for matrix products; weights are always float32.
         seed: of order and augmentation; None draws one from torch's global generator.
@@ -86,7 +88,7 @@ def sgd(
     first = next(mixture.epoch([torch.arange(min(2, len(mixture)))], 0)).images
     ids, sizes = torch.cat([source.ids for source in sources]), [len(source) for source in sources]
     dtype = resolve_precision(precision, device)
-    with fast_layout(model, first) as layout, _trainable(model, mask, batchnorm) as parameters:
+    with fast_layout(model, first) as layout, _trainable(model, mask, batchnorm, frozen) as parameters:
         if optimizer == "adam":
             stepper = torch.optim.Adam(parameters, lr=lr, weight_decay=weight_decay, fused=True)
         else:
@@ -103,14 +105,14 @@ def sgd(
                     count(ids[visits[step].positions], forward=1, backward=1)
                     progress.report(stage, epoch * len(visits) + step + 1, epochs * len(visits))
                 _check_loss(total.item() / len(visits), epoch, lr)
-                if after_epoch is not None:
-                    after_epoch(epoch + 1)
+                if after_epoch is not None and after_epoch(epoch + 1) is True:
+                    break
         _check_weights(parameters, lr)
 
 
 def _step(model: nn.Module, batch: Batch, objective: Objective, optimizer: torch.optim.Optimizer, dtype: torch.dtype) -> Tensor:
     with (
-        _single_sample_batchnorm(model, len(batch.images)),
+        single_sample_batchnorm(model, len(batch.images)),
         torch.autocast(batch.images.device.type, dtype, enabled=dtype != torch.float32),
     ):
         loss = objective(model, batch)
@@ -125,7 +127,7 @@ def _ready(batch: Batch, layout: torch.memory_format, epoch: int) -> Batch:
 
 
 @contextlib.contextmanager
-def _trainable(model: nn.Module, mask: Mask | None, batchnorm: str) -> Iterator[list[nn.Parameter]]:
+def _trainable(model: nn.Module, mask: Mask | None, batchnorm: str, frozen: Sequence[nn.Module]) -> Iterator[list[nn.Parameter]]:
     """Puts the model in training mode; yields the parameters that may change; restores modes and flags."""
     modes = {module: module.training for module in model.modules()}
     flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
@@ -135,6 +137,10 @@ def _trainable(model: nn.Module, mask: Mask | None, batchnorm: str) -> Iterator[
             norm.eval()
             if batchnorm == "frozen":
                 norm.requires_grad_(False)
+        for module in frozen:
+            module.training = False
+            for parameter in module.parameters(recurse=False):
+                parameter.requires_grad_(False)
         if mask is not None:
             for name, parameter in model.named_parameters():
                 parameter.requires_grad_(parameter.requires_grad and name in mask)
@@ -168,8 +174,8 @@ class _Restore:
 
 
 @contextlib.contextmanager
-def _single_sample_batchnorm(model: nn.Module, n: int) -> Iterator[None]:
-    """A batch of one has no variance to normalise by: BatchNorm uses its running statistics for it."""
+def single_sample_batchnorm(model: nn.Module, n: int) -> Iterator[None]:
+    """A batch of one has no variance to normalise by: BatchNorm uses its running statistics for it. `sgd` does this for whole batches, objectives for parts of them."""
     active = [norm for norm in _batchnorms(model) if norm.training] if n == 1 else []
     for norm in active:
         norm.eval()

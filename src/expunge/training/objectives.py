@@ -33,6 +33,15 @@ def negated_cross_entropy(model: nn.Module, batch: Batch) -> Tensor:
     return -cross_entropy(model, batch)
 
 
+def distillation(student: Logits, teacher: Logits, temperature: float = 1.0) -> Tensor:
+    """T² · KL(softmax(teacher / T) ‖ softmax(student / T)), the mean over the samples; T² keeps the gradient's size where T is large.
+
+    The division is written out: torch's default, "mean", divides by the number of classes too.
+    """
+    answers, target = ((logits / temperature).log_softmax(1) for logits in (student, teacher))
+    return functional.kl_div(answers, target, reduction="sum", log_target=True) * temperature**2 / len(student)
+
+
 def frozen(model: nn.Module) -> nn.Module:
     """A copy in eval mode that does not learn: a teacher."""
     return copy.deepcopy(model).eval().requires_grad_(False)

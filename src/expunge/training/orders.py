@@ -41,9 +41,9 @@ def paired(sizes: Sequence[int], batch_size: int, seed: int, epoch: int) -> list
     n, m = sizes
     rounds = -(-n // m)
     others = n + torch.cat([permutation(m, derive(seed, 1), epoch * rounds + k) for k in range(rounds)])
-    visits, done = [], 0
-    for batch in _batches(permutation(n, seed, epoch), batch_size):
-        visits.append(Visit(torch.cat([batch, others[done : done + len(batch)]]), epoch * rounds + done // m))
+    visits, done, batches = [], 0, _batches(permutation(n, seed, epoch), batch_size)
+    for step, batch in enumerate(batches):
+        visits.append(Visit(torch.cat([batch, others[done : done + len(batch)]]), epoch * len(batches) + step))
         done += len(batch)
     return visits
 

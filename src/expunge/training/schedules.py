@@ -27,7 +27,7 @@ class Constant(Schedule):
 @final
 @dataclass(frozen=True, kw_only=True)
 class Step(Schedule):
-    """Multiplies by `gamma` after every `every` epochs.
+    """Multiplies by `gamma` after every `every` epochs, for the first time after `first` (None = after `every` as well).
 
     Example:
         >>> Step(every=40)(80.0, 200)  # doctest: +ELLIPSIS
@@ -36,12 +36,14 @@ class Step(Schedule):
 
     every: int = setting(1, ge=1)
     gamma: float = setting(0.1, gt=0, le=1)
+    first: int | None = setting(None, ge=1, later=True)
 
     def __post_init__(self) -> None:
         check_settings(self)
 
     def __call__(self, done: float, epochs: int) -> float:
-        return self.gamma ** int(done // self.every)
+        early = self.every - (self.first or self.every)
+        return self.gamma ** max(0, int((done + early) // self.every))
 
 
 @final

@@ -1,0 +1,58 @@
+"""Fresh weights: for some modules of a model, or for a copy of all of it."""
+
+import copy
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+
+from ..device import device_of
+from ..errors import ModelError
+
+
+def reset(modules: Sequence[nn.Module]) -> None:
+    """Draws weights and statistics of these modules anew, in place, each by its own `reset_parameters`; weights that do not require gradients stay.
+
+    Inner modules come first (they are listed behind their parents), so that one which resets its children in a way of its own has the last word. Buffers that no
+    module resets, such as the mean and standard deviation of `Normalize`, stay.
+
+    Raises:
+        ModelError: a module has weights that may change and no `reset_parameters`. Nothing has been changed then.
+    """
+    changing = [m for m in modules if not owns(m) or any(p.requires_grad for p in m.parameters(recurse=False))]
+    wanting = next((m for m in changing if owns(m) and _resetter(m) is None), None)
+    if wanting is not None:
+        raise ModelError(
+            f"every layer that is to start anew must have a reset_parameters method, as PyTorch's own layers do; got {type(wanting).__name__} without one. "
+            "Give the class one that draws its weights. EUk: choose a smaller k, or use Retrain."
+        )
+    for module in reversed(changing):
+        fixed = {p: p.detach().clone() for p in module.parameters(recurse=False) if not p.requires_grad}
+        (_resetter(module) or _nothing)()
+        with torch.no_grad():
+            for parameter, first in fixed.items():
+                parameter.copy_(first)
+
+
+def reinitialised(model: nn.Module) -> nn.Module:
+    """A copy that knows nothing: all weights and statistics fresh, frozen ones too, drawn from torch's global generator of the CPU, the same ones for every device.
+
+    Raises:
+        ModelError: a parameter belongs to a module without `reset_parameters`.
+    """
+    fresh = copy.deepcopy(model).cpu().requires_grad_(True)
+    reset(list(fresh.modules()))
+    return fresh.to(device_of(model))
+
+
+def owns(module: nn.Module) -> bool:
+    """Whether a module has weights of its own, not only its children's."""
+    return next(module.parameters(recurse=False), None) is not None
+
+
+def _resetter(module: nn.Module) -> Callable[[], None] | None:
+    return getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)  # nn.MultiheadAttention's name
+
+
+def _nothing() -> None:
+    pass

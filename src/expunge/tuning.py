@@ -1,0 +1,271 @@
+"""Choosing a method's step size without looking at the retrained model: by forgetting other samples first, whose retraining is known."""
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, final
+
+import torch
+from torch import nn
+
+from . import progress
+from .auditing import audit
+from .audits.result import ModelRow
+from .checks import is_integer
+from .costs import measure_cost
+from .data.images import Samples
+from .data.split import Split, forget_classes, forget_samples
+from .errors import ConfigError, DataError, ModelError
+from .methods.base import Method
+from .methods.retrain import Retrain
+from .metrics.estimate import Estimate
+from .rng import derive, permutation
+from .store import Store
+from .stored import unlearn_stored
+from .training.recipe import Build, Recipe
+
+STEP, FINEST = math.sqrt(10), 1.1
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """One setting that was tried on the development split.
+
+    Attributes:
+        method: with the setting.
+        value: of the field that is tuned.
+        gap: average gap to the model retrained without the pretended forget set, in [0, 1]; None where training diverged.
+        row: accuracies and gaps, as in an audit; None where training diverged.
+        seconds: that the method took.
+        passes: over the training set, counted; 0 where the model was in the store.
+    """
+
+    method: Method
+    value: float
+    gap: Estimate | None
+    row: ModelRow | None
+    seconds: float
+    passes: float
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Tuning:
+    """What `tune` found.
+
+    Attributes:
+        method: with the best setting.
+        field: the setting's name.
+        trials: in the order in which they were made.
+        split: the development split.
+    """
+
+    method: Method
+    field: str
+    trials: tuple[Trial, ...]
+    split: Split
+
+    @property
+    def passes(self) -> float:
+        """Over the training set, that all trials took; without the retraining."""
+        return sum(trial.passes for trial in self.trials)
+
+    @property
+    def at_the_end(self) -> bool:
+        """Whether the best setting is the smallest or largest that was tried: a better one may lie beyond."""
+        values = [trial.value for trial in self.trials]
+        return getattr(self.method, self.field) in (min(values), max(values))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        trials = [
+            {"value": t.value, "gap": t.gap and [t.gap.value, t.gap.low, t.gap.high], "seconds": t.seconds, "passes": round(t.passes, 3)} for t in self.trials
+        ]  # fmt: skip
+        return {
+            "field": self.field,
+            "best": getattr(self.method, self.field),
+            "at_the_end": self.at_the_end,
+            "trials": trials,
+        }
+
+    def __str__(self) -> str:
+        best = getattr(self.method, self.field)
+        lines = [f"{'→' if t.value == best else ' '} {self.field} = {t.value:<10.3g} average gap {_shown(t.gap)}" for t in self.trials]
+        end = "\nThe best is at the end of what was tried; allow more trials." if self.at_the_end else ""
+        return "\n".join(lines) + end
+
+
+def tune(
+    method: Method,
+    model: nn.Module,
+    split: Split,
+    validation: Samples,
+    *,
+    build: Build,
+    recipe: Recipe,
+    trials: int = 6,
+    field: str | None = None,
+    retrained: nn.Module | None = None,
+    seed: int = 0,
+    device: str | torch.device = "auto",
+    store: Store | None = None,
+) -> Tuning:
+    """Chooses one setting of a method, without the model that is retrained without the forget set.
+
+        D_P ⊂ D_R, as large as D_F and of its kind: random samples, or as many other whole classes
+        θ_P = trained on D \\ D_P                                  once for a model, whatever is tuned
+        x₀ = the setting as it is;  try x₀, √10 x₀, x₀/√10, go on from the best of them, with √10 for √√10 where both neighbours are worse,
+        until the trials are used up
+        choose the x whose θ_U, unlearned from θ_O on (D_P, D \\ D_P), has the smallest average gap to θ_P
+
+    All methods get the same number of trials, so that none is tuned better than another. What papers report is usually tuned on the retrained model itself.
+
+    Args:
+        method: with the setting to start from.
+        model: θ_O, trained on all of `split.train` with `build` and `recipe`.
+        split: what is to be forgotten later; its forget set is trained on here.
+        validation: unseen images, as `audit` takes for `test`; for an honest table not those of the final audit.
+        build, recipe: of the original.
+        trials: at most so many, ≥ 1; the budget.
+        field: of the method; None = what it says itself (`method.tunes`).
+        retrained: θ_P, if it is known; it must be of `development_split(split, seed)`.
+        seed: decides D_P, and is that of training and unlearning.
+        store: keeps θ_P and all unlearned models, so that nothing is made twice and a run can be continued.
+
+    Raises:
+        ConfigError: no such field, or its value is not a number > 0, or `trials` < 1. DataError: the retain data are gone, or too few to pretend with.
+        ModelError: training diverged in all trials.
+
+    Cost: `trials` times the method's, and one retraining if `retrained` is None and `store` does not hold it.
+    Example:
+        >>> import expunge
+        >>> train, test = expunge.load_data("digits")
+        >>> build, recipe = expunge.architecture("small", train), expunge.Recipe(epochs=3)
+        >>> original = expunge.train_model(build, train, recipe)
+        >>> found = tune(expunge.FineTune(epochs=1), original, expunge.forget_random(train, 50), test, build=build, recipe=recipe, trials=2)
+        >>> found.field, len(found.trials)
+        ('lr', 2)
+    """
+    if not is_integer(trials, 1):
+        raise ConfigError(f"trials must be an integer ≥ 1; got {trials!r}. It is how many settings are tried.")
+    field = _checked(method, field)
+    development = development_split(split, seed)
+    if retrained is None:
+        progress.report("tuning", 0, trials, "retraining")
+        retrained = _made(Retrain(build=build, recipe=recipe), model, development, build, seed, device, store)[0]
+    done: list[Trial] = []
+    for value in _walk(getattr(method, field), done):
+        progress.report("tuning", len(done), trials, f"{field} = {value:.3g}")
+        trial = _tried(method, field, value, model, retrained, development, validation, build, seed, device, store)
+        if trial is None:
+            continue
+        done.append(trial)
+        if len(done) == trials:
+            break
+    progress.report("tuning", trials, trials)
+    sound = [trial for trial in done if trial.gap is not None]
+    if not sound:
+        raise ModelError(f"training diverged with {field} = {', '.join(f'{t.value:.3g}' for t in done)}. Start from a smaller {field}.")
+    best = min(sound, key=_gap)
+    return Tuning(best.method, field, tuple(done), development)
+
+
+def development_split(split: Split, seed: int = 0) -> Split:
+    """A forget set to practise on: of the retain samples, as many as are to be forgotten, or as many whole classes.
+
+    Args:
+        seed: in [0, 2**63).
+
+    Raises:
+        DataError: the retain data are gone, or too few.
+
+    Example:
+        >>> import expunge
+        >>> train, _ = expunge.load_data("digits")
+        >>> development_split(expunge.forget_random(train, 50)).forget_indices.shape
+        torch.Size([50])
+    """
+    retain = split.retain
+    if split.forget_classes:
+        others = [k for k in range(len(split.train.classes)) if k not in split.forget_classes and (split.train.labels == k).any()]
+        if len(others) <= len(split.forget_classes):
+            raise DataError(
+                f"tuning needs more other classes than the {len(split.forget_classes)} that are forgotten; got {len(others)}. Choose the setting yourself."
+            )
+        order = permutation(len(others), derive(seed, 1))[: len(split.forget_classes)]
+        return forget_classes(split.train, [others[k] for k in order.tolist()])
+    if len(retain) <= len(split.forget_indices):
+        raise DataError(
+            f"tuning needs more retain samples than the {len(split.forget_indices)} to forget; got {len(retain)}. Choose the setting yourself."
+        )
+    mask = torch.ones(len(split.train), dtype=torch.bool)
+    mask[split.forget_indices] = False
+    positions = mask.nonzero().flatten()
+    return forget_samples(split.train, positions[permutation(len(positions), derive(seed, 1))[: len(split.forget_indices)]])
+
+
+def _walk(first: float, done: list[Trial]) -> Iterator[float]:
+    """Which values to try, one after another; `done` is looked at in between."""
+    yield first
+    step = STEP
+    while step > FINEST:
+        centre = min(done, key=_gap).value if done else first
+        for value in (centre * step, centre / step):
+            if not any(math.isclose(value, trial.value) for trial in done):
+                yield value
+        if not done or min(done, key=_gap).value == centre:
+            step = math.sqrt(step)
+
+
+def _tried(
+    method: Method, field: str, value: float, model: nn.Module, retrained: nn.Module, split: Split, validation: Samples, build: Build, seed: int,
+    device: str | torch.device, store: Store | None,
+) -> Trial | None:  # fmt: skip
+    """One trial; None where the value is outside the field's range."""
+    try:
+        method = replace(method, **{field: value})
+    except ConfigError:
+        return None
+    try:
+        with measure_cost() as cost:
+            unlearned, seconds = _made(method, model, split, build, seed, device, store)
+    except ModelError as error:
+        if "diverged" not in str(error):
+            raise
+        return Trial(method, value, None, None, 0.0, cost.passes(len(split.train)))
+    row = next(
+        row
+        for row in audit({"unlearned": unlearned, "retrained": retrained}, split, validation, device=device).models
+        if row.name == "unlearned"
+    )
+    return Trial(method, value, row.gaps.average, row, seconds, cost.passes(len(split.train)))
+
+
+def _made(
+    method: Method, model: nn.Module, split: Split, build: Build, seed: int, device: str | torch.device, store: Store | None
+) -> tuple[nn.Module, float]:
+    if store is not None:
+        found = unlearn_stored(method, model, split, build=build, store=store, seed=seed, device=device)
+        return found.model, found.seconds
+    start = time.perf_counter()
+    return method(model, split, seed=seed, device=device), round(time.perf_counter() - start, 3)
+
+
+def _checked(method: Method, field: str | None) -> str:
+    field = field or method.tunes
+    value = getattr(method, field, None) if field else None
+    if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
+        raise ConfigError(
+            f"field must name a setting of {method.name} that is a number > 0; got {field!r}, which is {value!r}. Pass field=, or set it first."
+        )
+    return field
+
+
+def _gap(trial: Trial) -> float:
+    return math.inf if trial.gap is None else trial.gap.value
+
+
+def _shown(gap: Estimate | None) -> str:
+    return "n/a: training diverged" if gap is None else f"{gap:.3f}"
