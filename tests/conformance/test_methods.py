@@ -13,7 +13,7 @@ from expunge import measure_cost, methods
 from expunge.attacks import NearestL2PGD
 from expunge.checks import describe
 from expunge.data import few
-from expunge.data.images import ImageData
+from expunge.data.images import Augment, ImageData
 from expunge.data.split import forget_classes, forget_only, forget_samples
 from expunge.errors import ClassNotGone, ConfigError, DataError, ModelError
 from expunge.methods import METHODS
@@ -130,7 +130,10 @@ def test_what_it_costs_is_counted_as_it_says(method, learnt, monkeypatch):
     model, split, _ = learnt
     monkeypatch.setattr(NearestL2PGD, "passes", 105.0)  # on these digits
     monkeypatch.setattr(few, "REFERENCE", few.TrainingSet(len(split.train), 10))
-    seen = []
+    split, seen = (
+        dataclasses.replace(split, train=dataclasses.replace(split.train, augment=Augment(flip=True))),
+        [],
+    )  # `cost` is for augmented images
     monkeypatch.setattr(nn.AdaptiveAvgPool2d, "forward", lambda self, x, f=nn.AdaptiveAvgPool2d.forward: seen.append(len(x)) or f(self, x))
     with measure_cost() as cost:
         method(model, split)

@@ -14,8 +14,8 @@ from expunge.methods import BadTeacher, bad_teacher
 from expunge.rng import draw_seed, fork, permutation
 from expunge.training.inference import logits_of
 from expunge.training.loop import sgd
-from expunge.training.objectives import frozen
 from expunge.training.reinitialise import reinitialised
+from expunge.training.teacher import Teacher
 from toys import spy_on_sgd
 
 
@@ -27,7 +27,7 @@ def same(a, b):
 def teachers(monkeypatch):
     """The frozen teachers, the bad one first: filled in while the method runs."""
     found = []
-    monkeypatch.setattr(bad_teacher, "frozen", lambda model: found.append(frozen(model)) or found[-1])
+    monkeypatch.setattr(bad_teacher, "Teacher", lambda model, data: found.append(Teacher(model, data)) or found[-1])
     return found
 
 
@@ -39,10 +39,10 @@ def batch_of(split, n_forget=5, n_retain=3):
 
 def test_the_loss_is_the_mean_divergence_from_each_samples_own_teacher(memorised):
     model, split, _ = memorised
-    bad, good, batch = frozen(reinitialised(model)), frozen(model), batch_of(split)
-    student = frozen(reinitialised(model))
+    (bad, good), batch = (Teacher(m, [split.train]).model for m in (reinitialised(model), model)), batch_of(split)
+    student = reinitialised(model).eval().requires_grad_(False)
     for t in (1.0, 2.0):
-        loss = float(BadTeacher(temperature=t)._obey(bad, good)(student, batch))
+        loss = float(BadTeacher(temperature=t)._obey(Teacher(bad, [split.train]), Teacher(good, [split.train]))(student, batch).detach())
         by_hand = 0.0
         for i, x in enumerate(batch.images):
             q = ((bad if i < 5 else good)(x[None])[0].double() / t).softmax(0)
@@ -55,8 +55,10 @@ def test_the_loss_is_the_mean_divergence_from_each_samples_own_teacher(memorised
 @pytest.mark.parametrize(("n_forget", "n_retain"), [(4, 0), (0, 4)])
 def test_a_batch_may_be_of_one_set_alone(memorised, n_forget, n_retain):
     model, split, _ = memorised
-    good = frozen(model)
-    loss = BadTeacher()._obey(frozen(reinitialised(model)), good)(good, batch_of(split, n_forget, n_retain))
+    good = Teacher(model, [split.train]).model
+    loss = BadTeacher()._obey(Teacher(reinitialised(model), [split.train]), Teacher(model, [split.train]))(
+        good, batch_of(split, n_forget, n_retain)
+    )
     assert float(loss) == pytest.approx(0, abs=1e-6) if n_retain else float(loss) > 0.5
 
 
@@ -64,7 +66,7 @@ def test_the_steps_are_those_of_a_plain_loop_with_adam(memorised, monkeypatch, t
     model, split, _ = memorised
     monkeypatch.setattr(bad_teacher, "sgd", functools.partial(sgd, precision="float32"))
     ours = BadTeacher(batch_size=9, lr=1e-3, epochs=2)(model, split, seed=4, device="cpu")
-    bad, good = teachers
+    bad, good = (teacher.model for teacher in teachers)
     with fork(4):
         reinitialised(model)
         few, seed = share_of(split.retain, 0.3, draw_seed()), draw_seed()
@@ -87,11 +89,11 @@ def test_the_steps_are_those_of_a_plain_loop_with_adam(memorised, monkeypatch, t
 def test_the_bad_teacher_knows_nothing_and_both_stay_as_they_are(memorised, teachers):
     model, split, _ = memorised
     unlearned = BadTeacher(epochs=2, batch_size=16)(model, split, seed=3, device="cpu")
-    bad, good = teachers
+    bad, good = (teacher.model for teacher in teachers)
     with fork(3):
         assert same(bad, reinitialised(model))
     assert same(good, model) and not same(unlearned, model)
-    assert not any(m.training for teacher in teachers for m in teacher.modules())
+    assert not any(m.training for teacher in (bad, good) for m in teacher.modules())
     entropy = torch.special.entr(logits_of(bad, split.forget).softmax(1)).sum(1)
     assert float(entropy.mean()) > 0.8 * math.log(10)
 
@@ -114,7 +116,7 @@ def test_a_share_of_the_retain_set_is_read_of_each_class(memorised, monkeypatch)
     wanted = [math.ceil(0.3 * int(n)) for n in split.retain.labels.bincount(minlength=10)]
     assert few.labels.bincount(minlength=10).tolist() == wanted and len(forget) == 16 and options["optimizer"] == "adam"
     assert dict(cost.backward) == {"forget": 32, "retain": 2 * len(few)}
-    assert cost.forward["retain"] == 4 * len(few)  # one teacher for each image, not both
+    assert cost.forward["retain"] == 3 * len(few)  # one teacher for each image, not both, and once
     BadTeacher()(model, split, seed=2)
     assert not torch.equal(calls[1][0][1].ids, few.ids)
 
@@ -122,7 +124,7 @@ def test_a_share_of_the_retain_set_is_read_of_each_class(memorised, monkeypatch)
 def test_answers_on_the_forget_set_become_those_of_the_bad_teacher(memorised, teachers):
     model, split, _ = memorised
     unlearned = BadTeacher(epochs=40, batch_size=16, lr=1e-3)(model, split)
-    bad, _ = teachers
+    bad = teachers[0].model
     spread = [float(torch.special.entr(logits_of(m, split.forget).softmax(1)).sum(1).mean()) for m in (model, unlearned, bad)]
     assert spread[0] < 0.3 and spread[1] > 1.5
     assert float((logits_of(unlearned, split.retain).argmax(1) == split.retain.labels).float().mean()) > 0.9

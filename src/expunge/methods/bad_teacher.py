@@ -12,9 +12,10 @@ from ..data.mixture import Batch
 from ..data.split import Split, share_of
 from ..rng import draw_seed
 from ..training.loop import BATCHNORM, sgd
-from ..training.objectives import Objective, frozen, taught
+from ..training.objectives import Objective
 from ..training.reinitialise import reinitialised
 from ..training.schedules import Constant, Schedule
+from ..training.teacher import Teacher
 from .base import Method
 
 
@@ -27,7 +28,7 @@ class BadTeacher(Method):
         q(x) = softmax(f_bad(x) / T) on D_F,   softmax(f_{θ_O}(x) / T) on D_R'
 
     Use when: a quick baseline is wanted that needs no labels and only a part of D_R. It forgets too much: answers on D_F become those of a network that has seen nothing,
-    which no retrained model's are, and which gives members away. Cost: 4/3 of a pass over D_F and D_R' in every epoch, because a teacher answers for each image.
+    which no retrained model's are, and which gives members away. Cost: 4/3 of a pass over D_F and D_R' in every epoch, because a teacher answers for each image (once, if it is not augmented).
 
     Args:
         epochs: passes over D_F and D_R', ≥ 1. Authors: 1.
@@ -72,20 +73,20 @@ class BadTeacher(Method):
         return self.epochs * (forget + self.retain_ratio * (1 - forget)) * 4 / 3
 
     def run(self, model: nn.Module, split: Split) -> None:
-        bad, good = frozen(reinitialised(model)), frozen(model)
+        bad, few = Teacher(reinitialised(model), [split.forget]), share_of(split.retain, self.retain_ratio, draw_seed())
         sgd(
-            model, [split.forget, share_of(split.retain, self.retain_ratio, draw_seed())], self._obey(bad, good),
+            model, [split.forget, few], self._obey(bad, Teacher(model, [few])),
             epochs=self.epochs, lr=self.lr, batch_size=self.batch_size, weight_decay=self.weight_decay, schedule=self.schedule,
             optimizer="adam", batchnorm=self.batchnorm,
         )  # fmt: skip
 
-    def _obey(self, bad: nn.Module, good: nn.Module) -> Objective:
+    def _obey(self, bad: Teacher, good: Teacher) -> Objective:
         def objective(student: nn.Module, batch: Batch) -> Tensor:
             logits = student(batch.images).float()
             target, forget = torch.empty_like(logits), batch.source == 0
             for teacher, chosen in ((bad, forget), (good, ~forget)):
                 if chosen.any():
-                    target[chosen] = taught(teacher, batch.where(chosen)) / self.temperature
+                    target[chosen] = teacher(batch.where(chosen)) / self.temperature
             answers = (logits / self.temperature).log_softmax(1)
             return functional.kl_div(answers, target.log_softmax(1), reduction="sum", log_target=True) / len(logits)
 

@@ -103,7 +103,8 @@ class Method(ABC):
     @abstractmethod
     def cost(self, forget: float) -> float:
         """What a call takes at these settings, in passes over the training set: one is a forward and a backward pass of all its images; a forward pass alone is
-        a third. A search of unknown length counts as measured on CIFAR-10; the trials of `until` as one.
+        a third. A search of unknown length counts as measured on CIFAR-10, the trials of `until` as one, and a teacher answers in every epoch, as it must for
+        augmented images (others it answers once).
 
         Args:
             forget: share of the training set that is forgotten, in (0, 1).

@@ -23,8 +23,9 @@ from ..rng import derive, draw_seed, permutation, uniform
 from ..training.head import features_and_logits, features_of, last_linear
 from ..training.inference import logits_of
 from ..training.loop import BATCHNORM, sgd
-from ..training.objectives import Objective, frozen, taught
+from ..training.objectives import Objective
 from ..training.orders import Order, Visit, shuffled
+from ..training.teacher import Teacher
 from .base import Method
 
 FLOOR = 1e-8  # below which a feature counts as zero: the slope of its root is infinite there
@@ -124,16 +125,17 @@ class SCAR(Method):
         statistics = self._statistics(features_of(model, head, split.retain), split.retain.labels, device_of(model))
         nearest = statistics.nearest(features_of(model, head, split.forget))
         forget = relabel(split.forget, nearest)  # a sample carries its class with it, wherever a shuffled loader puts it
+        surrogates = self._surrogates(split)
         with contextlib.suppress(_Gone):
             sgd(
-                model, [forget, self._surrogates(split)], self._objective(model, head, statistics, split),
+                model, [forget, surrogates], self._objective(Teacher(model, [surrogates]), head, statistics, split),
                 epochs=self.epochs, lr=self.lr, batch_size=self.batch_size, weight_decay=0.0, optimizer="adam", batchnorm=self.batchnorm,
                 order=with_surrogates(self.surrogate_batches),
             )  # fmt: skip
 
-    def _objective(self, model: nn.Module, head: nn.Linear, statistics: "ClassStatistics", split: Split) -> Objective:
+    def _objective(self, teacher: Teacher, head: nn.Linear, statistics: "ClassStatistics", split: Split) -> Objective:
         """What a step minimises; from the second epoch on it looks before each step what the step before it has left of the class."""
-        teacher, late = frozen(model), False
+        late = False
 
         def objective(student: nn.Module, batch: Batch) -> Tensor:
             nonlocal late
@@ -142,7 +144,7 @@ class SCAR(Method):
             late = batch.epoch >= 1
             forget = batch.source == 0
             features, logits = features_and_logits(student, head, batch.images)
-            target = taught(teacher, batch.where(~forget))
+            target = teacher(batch.where(~forget))
             with torch.autocast(features.device.type, enabled=False):
                 moved = statistics.distances(features[forget].float(), batch.labels[forget]).mean()
                 kept = distillation(logits[~forget].float(), target, split.forget_classes, self.temperature)

@@ -19,9 +19,10 @@ from ..errors import ConfigError, DataError
 from ..rng import derive, draw_seed
 from ..training.inference import logits_of
 from ..training.loop import BATCHNORM, OPTIMIZERS, sgd
-from ..training.objectives import Objective, distillation, frozen, taught
+from ..training.objectives import Objective, distillation
 from ..training.orders import Visit, shuffled
 from ..training.schedules import Schedule, Step
+from ..training.teacher import Teacher
 from .base import Method
 
 
@@ -35,7 +36,7 @@ class SCRUB(Method):
         in every epoch:                      min_θ  E_{(x, y) ∈ D_R} [α d(x; θ) + γ CE(f_θ(x), y)]           a pass over D_R
 
     Use when: retain data are available, and forgetting matters more than looking like a retrained model; with `rewind`, where too much forgetting would give
-    members away as well. Cost: 4/3 of a pass over D_R in every epoch, and over D_F in the first `max_epochs`, because the teacher answers too.
+    members away as well. Cost: 4/3 of a pass over D_R in every epoch, and over D_F in the first `max_epochs`, because the teacher answers too (images that are not augmented it answers once).
 
     Args:
         epochs: passes over the retain set, ≥ 1. Authors: 3 on CIFAR-10, 5 for membership attacks, 10 on small sets.
@@ -118,7 +119,7 @@ class SCRUB(Method):
             saved.append((copy.deepcopy(model.state_dict()), error_like(split.forget, model, split.forget)))
 
         sgd(
-            model, [split.forget, retain], self._up_or_down(frozen(model)), order=self._up_then_down, after_epoch=keep if self.rewind else None,
+            model, [split.forget, retain], self._up_or_down(Teacher(model, [split.forget, retain])), order=self._up_then_down, after_epoch=keep if self.rewind else None,
             epochs=self.epochs, lr=self.lr, batch_size=self.batch_size, weight_decay=self.weight_decay, schedule=self.schedule,
             optimizer=self.optimizer, batchnorm=self.batchnorm,
         )  # fmt: skip
@@ -128,10 +129,10 @@ class SCRUB(Method):
                 reference = error_like(split.forget, model, validation)
             model.load_state_dict(min(reversed(saved), key=lambda student: abs(student[1] - reference))[0])
 
-    def _up_or_down(self, teacher: nn.Module) -> Objective:
+    def _up_or_down(self, teacher: Teacher) -> Objective:
         def objective(student: nn.Module, batch: Batch) -> Tensor:
             logits = student(batch.images).float()
-            departure = distillation(logits, taught(teacher, batch), self.temperature)
+            departure = distillation(logits, teacher(batch), self.temperature)
             if batch.source[0] == 0:
                 return -departure
             return self.alpha * departure + self.gamma * functional.cross_entropy(logits, batch.labels)

@@ -1,13 +1,10 @@
-"""What one training step minimises: a function of (model, batch) that returns a scalar; and teachers, whose answers some of them copy."""
+"""What one training step minimises: a function of (model, batch) that returns a scalar."""
 
-import copy
 from collections.abc import Callable
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..costs import count
 from ..data.mixture import Batch
 from ..types import Logits
 
@@ -40,18 +37,3 @@ def distillation(student: Logits, teacher: Logits, temperature: float = 1.0) -> 
     """
     answers, target = ((logits / temperature).log_softmax(1) for logits in (student, teacher))
     return functional.kl_div(answers, target, reduction="sum", log_target=True) * temperature**2 / len(student)
-
-
-def frozen(model: nn.Module) -> nn.Module:
-    """A copy in eval mode that does not learn: a teacher."""
-    return copy.deepcopy(model).eval().requires_grad_(False)
-
-
-@torch.no_grad()
-def taught(teacher: nn.Module, batch: Batch) -> Logits:
-    """What a teacher answers for a batch as the student sees it, augmentation included; (B, K), float32.
-
-    Where images are not augmented, `logits_of` before the training saves a forward pass in every epoch.
-    """
-    count(batch.ids, forward=1)
-    return teacher(batch.images).float()
