@@ -3,7 +3,7 @@
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,7 +60,7 @@ class Cost:
         return f"<Cost: {self}>"
 
 
-_meters: ContextVar[tuple[Cost, ...]] = ContextVar("expunge_costs", default=())
+_meters: ContextVar[tuple[tuple[Cost, "_Memory"], ...]] = ContextVar("expunge_costs", default=())
 _sources: ContextVar[dict[str, Tensor]] = ContextVar("expunge_cost_sources", default={})  # noqa: B039, never changed
 
 
@@ -74,8 +74,8 @@ def measure_cost() -> Iterator[Cost]:
         >>> cost.forward.total()
         0
     """
-    cost, memory, start = Cost(), _Memory(), time.perf_counter()
-    token = _meters.set((*_meters.get(), cost))
+    cost, memory, start = Cost(), _Memory([memory for _, memory in _meters.get()]), time.perf_counter()
+    token = _meters.set((*_meters.get(), (cost, memory)))
     try:
         yield cost
     finally:
@@ -104,7 +104,7 @@ def count(ids: Tensor, *, forward: int = 0, backward: int = 0, input_gradients: 
         return
     numbers = {"forward": forward, "backward": backward, "input_gradients": input_gradients}
     for name, n in _by_source(ids.cpu(), source).items():
-        for cost in _meters.get():
+        for cost, _ in _meters.get():
             for kind, times in numbers.items():
                 if n * times:
                     getattr(cost, kind)[name] += n * times
@@ -121,23 +121,27 @@ def _by_source(ids: Tensor, source: str | None) -> dict[str, int]:
 
 
 class _Memory:
-    """By how much the memory in use has risen since this was made."""
+    """By how much the memory in use has risen since this was made. The system keeps one peak for all: who starts it anew first notes it for the others."""
 
-    def __init__(self) -> None:
+    def __init__(self, others: Sequence["_Memory"]) -> None:
+        for other in others:
+            other.note()
         self.cuda = torch.cuda.is_available()
         if self.cuda:
             torch.cuda.reset_peak_memory_stats()
-            self.first = torch.cuda.memory_allocated()
-            return
-        with contextlib.suppress(OSError):
-            REFERENCES.write_text("5")  # the peak that Linux notes starts anew
-        self.first = _resident("VmRSS")
+        else:
+            with contextlib.suppress(OSError):
+                REFERENCES.write_text("5")  # the peak that Linux notes starts anew
+        self.first = torch.cuda.memory_allocated() if self.cuda else _resident("VmRSS")
+        self.peak = self.first
+
+    def note(self) -> None:
+        peak = torch.cuda.max_memory_allocated() if self.cuda else _resident("VmHWM")
+        self.peak = None if peak is None or self.peak is None else max(peak, self.peak)
 
     def risen(self) -> int | None:
-        if self.cuda:
-            return torch.cuda.max_memory_allocated() - self.first
-        last = _resident("VmHWM")
-        return None if last is None or self.first is None else max(0, last - self.first)
+        self.note()
+        return None if self.peak is None else self.peak - self.first
 
 
 def _resident(kind: str) -> int | None:

@@ -27,6 +27,10 @@ class ModelError(ExpungeError, ValueError):
     """A model's outputs or weights do not fit the data or the task."""
 
 
+class NotFinite(ModelError):
+    """A loss, weights or logits are NaN or infinite: training diverged."""
+
+
 class StoreError(ExpungeError):
     """A stored result is damaged, does not belong here, or cannot be written."""
 

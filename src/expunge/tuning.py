@@ -16,7 +16,7 @@ from .checks import is_integer
 from .costs import measure_cost
 from .data.images import Samples
 from .data.split import Split, forget_classes, forget_samples
-from .errors import ConfigError, DataError, ModelError
+from .errors import ConfigError, DataError, ModelError, NotFinite
 from .methods.base import Method
 from .methods.retrain import Retrain
 from .metrics.estimate import Estimate
@@ -231,15 +231,10 @@ def _tried(
     try:
         with measure_cost() as cost:
             unlearned, seconds = _made(method, model, split, build, seed, device, store)
-    except ModelError as error:
-        if "diverged" not in str(error):
-            raise
+        rows = audit({"unlearned": unlearned, "retrained": retrained}, split, validation, device=device).models
+    except NotFinite:
         return Trial(method, value, None, None, 0.0, cost.passes(len(split.train)))
-    row = next(
-        row
-        for row in audit({"unlearned": unlearned, "retrained": retrained}, split, validation, device=device).models
-        if row.name == "unlearned"
-    )
+    row = next(row for row in rows if row.name == "unlearned")
     return Trial(method, value, row.gaps.average, row, seconds, cost.passes(len(split.train)))
 
 

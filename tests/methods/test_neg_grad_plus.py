@@ -91,12 +91,14 @@ def test_each_round_through_the_forget_set_is_in_another_order_and_with_other_cr
     split = forget_samples(dataclasses.replace(split.train, augment=Augment(pad=2, flip=True)), split.forget_indices[:12])
     NegGradPlus(epochs=2, batch_size=8)(model, split)
     ids, images = (torch.cat([getattr(b, name) for b in passes[1::2]]) for name in ("ids", "images"))
-    rounds = ids[: 12 * (len(ids) // 12)].view(-1, 12)
-    whole = torch.cat([rounds[:9], ids[116:224].view(-1, 12)])  # the second epoch begins a round of its own
+    assert [len(b.ids) for b in passes[1::2]] == (
+        [8, 4] * 7 + [8]
+    ) * 2  # no sample is twice in a step; the second epoch begins a round of its own
+    whole = torch.cat([ids[:84].view(-1, 12), ids[92:176].view(-1, 12)])
     assert (whole.sort(1).values == split.forget.ids).all()
     assert all(not torch.equal(a, b) for a, b in itertools.combinations(whole, 2))
     crops = images[ids == ids[0]].flatten(1)
-    assert len(crops.unique(dim=0)) > 0.7 * len(crops)  # of 50 possible ones, drawn some 18 times
+    assert len(crops.unique(dim=0)) > 0.7 * len(crops)  # of 50 possible ones, drawn some 15 times
 
 
 def test_single_samples_in_a_step_pass_through_batchnorm(memorised):
@@ -104,7 +106,7 @@ def test_single_samples_in_a_step_pass_through_batchnorm(memorised):
     unlearned = NegGradPlus(epochs=1, batch_size=1)(model, split)
     assert all(t.isfinite().all() for t in unlearned.state_dict().values())
     moved = unlearned[1].num_batches_tracked - model[1].num_batches_tracked
-    assert moved == 2  # the last step has two samples of each set; alone, a sample is normalised by the running statistics
+    assert moved == 1 + 7  # the last two samples of a round are joined; alone, a sample is normalised by the running statistics
 
 
 def test_with_frozen_statistics_forget_samples_do_not_move_them(memorised):
@@ -112,3 +114,12 @@ def test_with_frozen_statistics_forget_samples_do_not_move_them(memorised):
     for batchnorm, moves in (("train", True), ("frozen_statistics", False)):
         unlearned = NegGradPlus(epochs=1, batch_size=16, batchnorm=batchnorm)(model, split)
         assert torch.equal(unlearned[1].running_mean, model[1].running_mean) != moves
+
+
+def test_a_single_forget_sample_is_once_in_each_step(memorised, passes):
+    # Repeated to a whole batch it has no variance, and takes BatchNorm's running statistics along.
+    model, split, _ = memorised
+    split = forget_samples(split.train, split.forget_indices[:1])
+    unlearned = NegGradPlus(epochs=1, batch_size=16)(model, split)
+    assert all(len(batch.ids) == 1 for batch in passes[1::2])
+    assert unlearned[1].num_batches_tracked - model[1].num_batches_tracked == len(passes) // 2

@@ -12,7 +12,7 @@ from expunge.data.images import ImageData
 from expunge.data.split import forget_classes
 from expunge.errors import DataError
 from expunge.methods import SCAR, scar
-from expunge.methods.scar import distillation, inverse_covariance, puzzles, tukey, with_surrogates
+from expunge.methods.scar import inverse_covariance, puzzles, surrogate_distillation, tukey, with_surrogates
 from expunge.training.head import features_of
 from expunge.training.inference import logits_of
 from toys import spy_on_sgd
@@ -108,7 +108,7 @@ def test_surrogates_are_taught_the_original_without_the_forgotten_classes():
     target[0, 1] = target[3, 1] = 9.0  # taken for the forgotten class
     before, kept = target.clone(), [1, 2, 4, 5]
     target[kept, 1] = before[kept, 1] = -0.5
-    found = distillation(logits, target, (1,), temperature=2.0)
+    found = surrogate_distillation(logits, target, (1,), temperature=2.0)
     lowered = before[kept].clone()
     lowered[:, 1] = lowered.min()
     expected = functional.kl_div(logits[kept].log_softmax(1), (lowered / 2).softmax(1), reduction="batchmean")
@@ -118,7 +118,7 @@ def test_surrogates_are_taught_the_original_without_the_forgotten_classes():
 
 def test_without_a_surrogate_of_another_class_nothing_is_distilled():
     logits, target = torch.randn(3, 2, requires_grad=True), torch.tensor([[1.0, 0.0]]).expand(3, -1)
-    loss = distillation(logits, target, (0,), 1.0)
+    loss = surrogate_distillation(logits, target, (0,), 1.0)
     loss.backward()
     assert loss == 0 and not logits.grad.any()
 

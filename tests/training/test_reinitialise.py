@@ -8,7 +8,7 @@ from expunge.errors import ModelError
 from expunge.models import architecture
 from expunge.models.normalize import with_normalize
 from expunge.rng import fork
-from expunge.training.reinitialise import reinitialised
+from expunge.training.reinitialise import reinitialised, reset
 from toys import toy_net
 
 
@@ -85,3 +85,10 @@ def test_a_parameter_that_nothing_resets_is_an_error_with_its_name_and_the_remed
     normed = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(3, 3)))
     with pytest.raises(ModelError, match="got [A-Z][A-Za-z]* without one"):
         reinitialised(normed)
+
+
+def test_a_frozen_batchnorm_forgets_its_statistics_and_keeps_its_weights():
+    norm = nn.BatchNorm1d(3).requires_grad_(False)
+    norm.weight.fill_(5.0), norm.running_mean.fill_(7.0)
+    reset([norm])
+    assert (norm.running_mean == 0).all() and (norm.weight == 5).all()

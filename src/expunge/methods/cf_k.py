@@ -22,7 +22,7 @@ class CFk(Method):
         min_ψ  E_{(x, y) ∈ D_R} CE(f_{φ, ψ}(x), y),    starting at ψ_O
 
     Use when: a baseline between doing nothing and FineTune is wanted, or a quicker FineTune. Whatever φ knows of D_F it goes on knowing: probes of the features find it.
-    Cost: `epochs` passes over D_R, whose backward half ends at the first layer that learns.
+    Cost: `epochs` passes over D_R, whose backward half ends at the first layer that learns (counted as whole passes).
 
     Args:
         k: number of layers that learn, counted from the last one that the model calls, ≥ 1; from their number on CFk is FineTune. A layer is a convolution or a linear

@@ -23,7 +23,7 @@ class EUk(Method):
         ψ ~ initialisation;    min_ψ  E_{(x, y) ∈ D_R} CE(f_{φ, ψ}(x), y)
 
     Use when: what the last layers have memorised must be gone for certain, and what the others have learnt may stay. Features that φ fitted to D_F still separate it, so
-    that a new head often finds the old answers. Cost: `epochs` passes over D_R, whose backward half ends at the first layer that learns.
+    that a new head often finds the old answers. Cost: `epochs` passes over D_R, whose backward half ends at the first layer that learns (counted as whole passes).
 
     Args:
         k: number of layers that start anew, counted from the last one that the model calls, ≥ 1; from their number on everything does. A layer is a convolution or a

@@ -77,11 +77,13 @@ def variance(fisher: Tensor, alpha: float, in_head: bool, forgotten: list[int]) 
     v = alpha * (1 / (fisher + 1e-8)).clamp(max=MOST_IN_HEAD if in_head else MOST)
     if v.ndim > 1:
         v = v.mean(1, keepdim=True).expand_as(v).clone()
-    v[forgotten] = FORGOTTEN
+    if forgotten:
+        v[forgotten] = FORGOTTEN
     return LOUDER * v if in_head or v.ndim == 1 else v
 
 
 @torch.no_grad()
 def _add_noise(p: nn.Parameter, v: Tensor, forgotten: list[int]) -> None:
-    p[forgotten] = 0
+    if forgotten:
+        p[forgotten] = 0
     p.add_(v.sqrt() * torch.randn(p.shape).to(p.device))  # drawn on the CPU, so that a GPU gets the same

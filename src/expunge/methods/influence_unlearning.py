@@ -72,7 +72,7 @@ class InfluenceUnlearning(Method):
 
     def cost(self, forget: float) -> float:
         return (
-            1 + {"identity": 0, "conjugate_gradients": 50}.get(self.inverse, 1) * self.fisher_samples / 50_000
+            1 + {"identity": 0, "woodbury": 1, "official": 1}.get(self.inverse, 50) * self.fisher_samples / 50_000
         )  # of so many images, 25 iterations
 
     def run(self, model: nn.Module, split: Split) -> None:

@@ -5,17 +5,16 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 
 from ..checks import setting
 from ..data.mixture import Batch
 from ..data.split import Split
+from ..training.last_layers import NORMS
 from ..training.loop import sgd
 from ..training.objectives import cross_entropy
 from ..training.schedules import Constant, Schedule
 from .base import Method
 
-NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 COEFFICIENTS: dict[str, Callable[[int, int], float]] = {  # γ_e / α, from the epoch e = 0 … E − 1 and E
     "constant": lambda epoch, epochs: 1.0,
     "linear_decay": lambda epoch, epochs: 1 - epoch / epochs,
@@ -55,6 +54,7 @@ class L1Sparse(Method):
 
     name: ClassVar[str] = "l1_sparse"
     paper: ClassVar[str] = "Jia et al. 2023, arXiv:2304.04934"
+    tunes: ClassVar[str | None] = "alpha"
     retain: ClassVar[str] = "full"
     published: ClassVar[dict[str, dict[str, Any]]] = {
         "cifar10_resnet18_random10": {"alpha": 5e-4, "coefficient": "linear_decay", "epochs": 10, "lr": 0.01, "batch_size": 256}

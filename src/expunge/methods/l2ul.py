@@ -61,7 +61,7 @@ class L2UL(Method):
         ModelError: the loss became infinite.
 
     Paper: Cha et al., "Learning to Unlearn: Instance-wise Unlearning for Pre-trained Classifiers", AAAI 2024, arXiv:2301.11578.
-    Departures: `stop_each`. "A matching adversarial batch" is read as one of equal size, so that D_A is walked through. It is checked after each pass over D_F, not each step, whether all are misclassified (the same where D_F is one batch). A target is drawn
+    Departures: `stop_each`. "A matching adversarial batch" is read as one of equal size, so that each epoch sees a random |D_F| of D_A. It is checked after each pass over D_F, not each step, whether all are misclassified (the same where D_F is one batch). A target is drawn
     among the other classes that remain; the authors' code draws among all, and takes class K // 2 for a sample that drew its own, even where that is its own. I is of
     ‖f‖, as in the code; paper: ‖f‖². The search starts at the image and takes all its steps.
     Example:

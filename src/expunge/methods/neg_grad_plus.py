@@ -41,7 +41,7 @@ class NegGradPlus(Method):
         DataError: the split has no retain samples. ModelError: the loss became infinite.
 
     Paper: Kurmanji et al., "Towards Unbounded Machine Unlearning", NeurIPS 2023, arXiv:2302.09880 ("NegGrad+"); defaults of its authors' code.
-    Departures: the forget set is shuffled and augmented anew each time that it has been gone through (common code repeats the batches of the first time, by
+    Departures: `tune` chooses lr; where the original is fitted perfectly 1 − alpha matters as much. The forget set is shuffled and augmented anew each time that it has been gone through (common code repeats the batches of the first time, by
     itertools.cycle).
     Example:
         >>> NegGradPlus(alpha=0.999).cost(0.1)  # five epochs over nine tenths of the data, and over as many forget samples

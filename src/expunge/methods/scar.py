@@ -147,7 +147,7 @@ class SCAR(Method):
             target = teacher(batch.where(~forget))
             with torch.autocast(features.device.type, enabled=False):
                 moved = statistics.distances(features[forget].float(), batch.labels[forget]).mean()
-                kept = distillation(logits[~forget].float(), target, split.forget_classes, self.temperature)
+                kept = surrogate_distillation(logits[~forget].float(), target, split.forget_classes, self.temperature)
                 return self.forget_weight * moved + self.surrogate_weight * kept
 
         return objective
@@ -229,7 +229,7 @@ def inverse_covariance(covariance: Tensor, diagonal: float, others: float) -> Te
     return torch.linalg.pinv(correlation, hermitian=True)
 
 
-def distillation(logits: Tensor, target: Tensor, forget_classes: Sequence[int], temperature: float) -> Tensor:
+def surrogate_distillation(logits: Tensor, target: Tensor, forget_classes: Sequence[int], temperature: float) -> Tensor:
     """Mean KL(softmax(target / T) ‖ softmax(logits)) over surrogates that `target`, the original's logits, does not give to a forgotten class; 0 if there is none."""
     gone = list(forget_classes)
     kept = ~torch.isin(target.argmax(1), torch.tensor(gone, device=target.device))

@@ -50,7 +50,7 @@ class SCRUB(Method):
         forget_batch_size: forget samples in a step, ≥ 1: it decides how many steps up an epoch has, and so how much is forgotten. Authors: 512 in the code that runs,
             32 to 64 elsewhere.
         weight_decay: on all parameters, ≥ 0.
-        schedule: learning rate over time. Authors: × 0.1 after 3, 5 and 9 epochs; the default does so up to the seventh.
+        schedule: learning rate over time. Authors: × 0.1 after 3, 5 and 9 epochs; the default does so up to the seventh, and is ten times too small from the eighth on ("small_scale").
         batchnorm: of the student: "train" (authors), "frozen_statistics" or "frozen", as in `sgd`. The teacher's statistics stay.
         rewind: SCRUB+R: of the students after each epoch, return the one whose error on D_F is nearest to the last student's error on validation samples, which are
             weighted to have the classes of D_F; of equally near ones the last. Where the last forgets more than unseen samples are mistaken, that gives members away.

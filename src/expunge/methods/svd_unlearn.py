@@ -63,7 +63,7 @@ class SVDUnlearn(Method):
     paper: ClassVar[str] = "Kodge et al. 2024, arXiv:2312.00761"
     retain: ClassVar[str] = "subset"
     scenario: ClassVar[str] = "classes"
-    tunes: ClassVar[str | None] = "alpha_forget"
+    tunes: ClassVar[str | None] = None
     published: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "cifar10_vgg11_class": {"alpha_retain": 100.0, "alpha_forget": 3.0, "per_class": 100},
         "cifar100_class": {"alpha_retain": 1000.0, "alpha_forget": 30.0, "per_class": 10},

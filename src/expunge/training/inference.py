@@ -9,7 +9,7 @@ from ..costs import count
 from ..data.images import Samples
 from ..data.mixture import Mixture
 from ..device import device_of, exact_float32, fast_layout
-from ..errors import ModelError, NondeterministicModel, ProbabilitiesNotLogits
+from ..errors import ModelError, NondeterministicModel, NotFinite, ProbabilitiesNotLogits
 from ..modes import eval_mode
 from ..types import Logits
 
@@ -80,7 +80,7 @@ def _answers(model: nn.Module, images: Tensor) -> Tensor:
             f"the model must return logits of shape ({n}, K) for {n} images; got {got}. Wrap it in a module that returns the logits alone."
         )
     if not output.isfinite().all():
-        raise ModelError(
+        raise NotFinite(
             f"the model must return finite logits; got {int((~output.isfinite()).sum())} NaN or infinite values. Check its weights and inputs."
         )
     return output

@@ -13,7 +13,7 @@ from ..errors import ModelError
 from ..modes import eval_mode
 from .reinitialise import owns
 
-NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm)
+NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
 
 class Parts(NamedTuple):

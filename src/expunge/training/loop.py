@@ -13,8 +13,8 @@ from ..checks import choose
 from ..costs import count
 from ..data.images import Samples
 from ..data.mixture import Batch, Mixture
-from ..device import device_of, fast_layout, resolve_precision
-from ..errors import ConfigError, ModelError
+from ..device import device_of, exact_float32, fast_layout, resolve_precision
+from ..errors import ConfigError, ModelError, NotFinite
 from ..rng import draw_seed
 from ..spectral.control import SpectralControl
 from .objectives import Objective, cross_entropy
@@ -72,7 +72,7 @@ def sgd(
         order: `shuffled`, `in_turn`, `paired` or a function of your own (orders.py): which samples each step sees.
         after_epoch: called with the number of epochs that are done; True ends the training, and what it does to the model is the caller's business.
         augment: whether to apply the data's own augmentation.
-        precision: "auto", "float32" or "bfloat16" for matrix products; weights are always float32.
+        precision: "auto", "float32" (exactly, on a GPU without TF32) or "bfloat16" for matrix products; weights are always float32.
         seed: of order and augmentation; None draws one from torch's global generator.
         stage: name of this work in progress reports.
 
@@ -88,7 +88,8 @@ def sgd(
     first = next(mixture.epoch([torch.arange(min(2, len(mixture)))], 0)).images
     ids, sizes = torch.cat([source.ids for source in sources]), [len(source) for source in sources]
     dtype = resolve_precision(precision, device)
-    with fast_layout(model, first) as layout, _trainable(model, mask, batchnorm, frozen) as parameters:
+    exact = exact_float32() if precision == "float32" else contextlib.nullcontext()
+    with exact, fast_layout(model, first) as layout, _trainable(model, mask, batchnorm, frozen) as parameters:
         if optimizer == "adam":
             stepper = torch.optim.Adam(parameters, lr=lr, weight_decay=weight_decay, fused=True)
         else:
@@ -203,10 +204,10 @@ def _check_options(
 
 def _check_loss(loss: float, epoch: int, lr: float) -> None:
     if not abs(loss) < float("inf"):
-        raise ModelError(f"training diverged: the mean loss of epoch {epoch + 1} is {loss} at lr={lr:g}. Lower lr, or check the data.")
+        raise NotFinite(f"training diverged: the mean loss of epoch {epoch + 1} is {loss} at lr={lr:g}. Lower lr, or check the data.")
 
 
 def _check_weights(parameters: list[nn.Parameter], lr: float) -> None:
     """No loss is computed after the last step, so that it would not show there."""
     if not all(parameter.isfinite().all() for parameter in parameters):
-        raise ModelError(f"training diverged: weights are NaN or infinite after the last step at lr={lr:g}. Lower lr, or check the data.")
+        raise NotFinite(f"training diverged: weights are NaN or infinite after the last step at lr={lr:g}. Lower lr, or check the data.")

@@ -57,7 +57,7 @@ class WeightMask(Mapping[str, Tensor]):
         return hash(tuple(sorted(self.shapes.items())))
 
     def __repr__(self) -> str:
-        chosen, total = (sum(numbers) for numbers in zip(*((int(part.sum()), part.numel()) for part in self.values()), strict=True))
+        chosen, total = (sum(count(part) for part in self.values()) for count in (lambda part: int(part.sum()), torch.numel))
         return f"<WeightMask: {chosen:,} of {total:,} weights>"
 
 

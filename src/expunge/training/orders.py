@@ -36,15 +36,14 @@ def in_turn(sizes: Sequence[int], batch_size: int, seed: int, epoch: int) -> lis
 
 
 def paired(sizes: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[Visit]:
-    """In every step a batch of the first set and one of as many samples of the second: every sample of the first once, and the second as often as that takes,
-    shuffled and augmented anew each time. Two sets."""
+    """In every step a batch of the first set and one of the second: every sample of the first once, and the second, shuffled and augmented anew each time that it has
+    been gone through, as often as that takes. No sample is twice in a step. Two sets."""
     n, m = sizes
-    rounds = -(-n // m)
-    others = n + torch.cat([permutation(m, derive(seed, 1), epoch * rounds + k) for k in range(rounds)])
-    visits, done, batches = [], 0, _batches(permutation(n, seed, epoch), batch_size)
+    visits, waiting, batches = [], [], _batches(permutation(n, seed, epoch), batch_size)
     for step, batch in enumerate(batches):
-        visits.append(Visit(torch.cat([batch, others[done : done + len(batch)]]), epoch * len(batches) + step))
-        done += len(batch)
+        number = epoch * len(batches) + step
+        waiting = waiting or _batches(permutation(m, derive(seed, 1), number), batch_size)
+        visits.append(Visit(torch.cat([batch, n + waiting.pop(0)]), number))
     return visits
 
 

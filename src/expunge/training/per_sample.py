@@ -111,7 +111,10 @@ def gradient_matrix(model: nn.Module, samples: Samples, *, batch_size: int = 64,
             f"a matrix of per-sample gradients must have at most {MOST_NUMBERS:,} numbers; got {len(samples):,} samples of {width:,} parameters. "
             f"Take {MOST_NUMBERS // width:,} samples or fewer, or conjugate gradients, which store none."
         )
-    return torch.cat(list(gradient_rows(model, samples, batch_size=batch_size, by_layers=by_layers)))
+    matrix, done = torch.empty(len(samples), width, device=device_of(model)), 0
+    for rows in gradient_rows(model, samples, batch_size=batch_size, by_layers=by_layers):
+        matrix[done : done + len(rows)], done = rows, done + len(rows)
+    return matrix
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -178,7 +181,9 @@ def _by_function(model: nn.Module, batch: Batch, losses: Losses) -> Iterator[Pie
         gradients, weights = gradients_of(parameters, batch.images[rows], batch.labels[rows])
         count(batch.ids[rows], forward=1, backward=weights.shape[1])
         for name, g in gradients.items():
-            yield Piece(name, rows, g.flatten(2).flatten(0, 1).contiguous(), weights.flatten(), partial(_shaped, g.shape[2:]))
+            yield Piece(
+                name, rows, g.reshape(*g.shape[:2], -1).flatten(0, 1).contiguous(), weights.flatten(), partial(_shaped, g.shape[2:])
+            )
 
 
 def _by_layers(model: nn.Module, batch: Batch, losses: Losses) -> Iterator[Piece]:
@@ -285,7 +290,7 @@ def _fit(model: nn.Module, few: Batch) -> bool:
 
 
 def _known(layer: nn.Module) -> bool:
-    """Whether `_formula` holds for a layer; its exact type, because a subclass may compute something else."""
+    """Whether `_of_layer` is right for a layer; its exact type, because a subclass may compute something else."""
     if isinstance(layer, nn.Conv2d):
         return type(layer) is nn.Conv2d and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
     return type(layer) in LAYERS and not (isinstance(layer, _BatchNorm) and layer.running_mean is None)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from ..device import device_of
 from ..errors import ModelError
@@ -26,6 +27,9 @@ def reset(modules: Sequence[nn.Module]) -> None:
             f"every layer that is to start anew must have a reset_parameters method, as PyTorch's own layers do; got {type(wanting).__name__} without one. "
             "Give the class one that draws its weights. EUk: choose a smaller k, or use Retrain."
         )
+    for module in modules:
+        if isinstance(module, _NormBase) and module not in changing:  # frozen weights; what it has seen goes all the same
+            module.reset_running_stats()
     for module in reversed(changing):
         fixed = {p: p.detach().clone() for p in module.parameters(recurse=False) if not p.requires_grad}
         (_resetter(module) or _nothing)()

@@ -7,7 +7,7 @@ from torch.nn import functional
 from ..costs import count
 from ..data.images import Samples
 from ..data.mixture import Mixture
-from ..device import device_of
+from ..device import device_of, exact_float32
 from ..errors import ConfigError
 from ..modes import eval_mode
 from .loop import Mask
@@ -31,7 +31,7 @@ def saliency_mask(model: nn.Module, forget: Samples, ratio: float, *, batch_size
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     gradient = [torch.zeros_like(p) for p in parameters.values()]
     mixture = Mixture([forget], device_of(model), augment=False)
-    with eval_mode(model):
+    with eval_mode(model), exact_float32():
         for batch in mixture.epoch(torch.arange(len(forget)).split(batch_size), 0):
             loss = functional.cross_entropy(model(batch.images).float(), batch.labels, reduction="sum")
             parts = torch.autograd.grad(loss, list(parameters.values()), materialize_grads=True)
