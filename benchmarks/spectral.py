@@ -2,7 +2,7 @@
 
     python benchmarks/spectral.py --stage error                      # PowerQR, with and without memory, against exact SVD over products
     python benchmarks/spectral.py --stage time                       # all layers of ResNet-18: ours, power iteration layer by layer, FFT + SVD
-    python benchmarks/spectral.py --stage overhead                   # training steps of ResNet-18, batch 128, with and without clipping, in turn
+    python benchmarks/spectral.py --stage overhead --root data       # training steps of ResNet-18, batch 128, with and without clipping, in turn
     python benchmarks/spectral.py --stage hold --root data           # σ₁ through training, with clipping and without (CIFAR-10)
     python benchmarks/spectral.py --stage composition --root data    # conv ∘ BatchNorm clipped together on MNIST, beside apart and not at all
 
