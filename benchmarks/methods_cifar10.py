@@ -104,6 +104,8 @@ class Experiment:
         return cell.result()
 
     def chosen(self, method: Method) -> Method:
+        if method.tunes is None:
+            return method
         tuning = self.tuned(method)
         return dataclasses.replace(method, **{tuning["field"]: tuning["best"]})
 
@@ -129,8 +131,8 @@ class Experiment:
     def report(self) -> tuple[dict, str]:
         """One audit for each original; means over originals with 95 % t intervals."""
         done = {cell.spec["method"]["class"] for cell in self.store.cells() if cell.kind == "tuned" and cell.done}
-        there = {name: method for name, method in self.methods().items() if type(method).__name__ in done}
-        tunings, chosen = {n: self.tuned(m) for n, m in there.items()}, {n: self.chosen(m) for n, m in there.items()}
+        there = {name: method for name, method in self.methods().items() if type(method).__name__ in done or method.tunes is None}
+        tunings, chosen = {n: self.tuned(m) for n, m in there.items() if m.tunes}, {n: self.chosen(m) for n, m in there.items()}
         retrained = [self.model("retrained", s, self.split) for s in range(self.seeds)]
         shadows = self.shadows() if self.setting == "random" else None
         attacks = [expunge.RMIA()] if shadows else [expunge.LossThreshold()]
@@ -176,7 +178,7 @@ class Experiment:
             ]
             rows[name] |= {
                 "epochs": statistics.mean(counted), "seconds": statistics.median(r.seconds for r in runs), "method": repr(method),
-                "tuning": tunings[name], "paper": method.paper,
+                "tuning": tunings.get(name), "paper": method.paper,
             }  # fmt: skip
         ranked = ["retrained", "original", *sorted(chosen, key=lambda n: rows[n]["gap"][0])]
         tied = ties({n: [100 * next(r for r in a.models if r.name == n).gaps.average.value for a in audits] for n in chosen})
@@ -192,8 +194,7 @@ class Experiment:
             ]
             lines.append("| " + " | ".join(cells) + " |")
         lines += ["", "Settings that were tuned (value, and whether it is the smallest or largest that was tried):", ""]
-        for n in chosen:
-            t = tunings[n]
+        for n, t in tunings.items():
             lines.append(f"- {n}: {t['field']} = {t['best']:.3g}{', at the end' if t['at_the_end'] else ''}")
         record = {
             "plan": self.plan, "setting": self.setting, "rows": rows, "tied_with_the_best": sorted(tied), "platform": platform.platform(),
