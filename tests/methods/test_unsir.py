@@ -7,8 +7,7 @@ from torch import nn
 from torch.nn import functional
 
 from expunge import measure_cost
-from expunge.data.images import Augment, ImageData
-from expunge.data.outside import Outside
+from expunge.data.images import Augment, ImageData, outside
 from expunge.data.split import forget_classes
 from expunge.methods import UNSIR, unsir
 from expunge.methods.unsir import channel_statistics
@@ -137,7 +136,7 @@ def test_statistics_of_channels_are_those_of_the_pixels():
 
 
 def test_outside_samples_are_the_same_samples_with_ids_below_0(digits):
-    few = Outside(digits[0].subset([3, 5, 9]))
+    few = outside(digits[0].subset([3, 5, 9]))
     assert torch.equal(few.fetch(torch.tensor([2, 0])), digits[0].fetch(torch.tensor([9, 3]))) and torch.equal(
         few.labels, digits[0].labels[[3, 5, 9]]
     )

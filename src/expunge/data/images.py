@@ -158,11 +158,12 @@ class ImageData(Samples):
 @final
 @dataclass(frozen=True, eq=False, repr=False)
 class Subset(Samples):
-    """Some samples of another set, in ascending order of position. Made by `Samples.subset`, `Split` and `relabel`."""
+    """Some samples of another set, in ascending order of position. Made by `Samples.subset`, `Split`, `relabel` and `outside`."""
 
     parent: Samples
     positions: Tensor
     targets: Tensor | None = None  # labels in place of the parent's: (N,) int64, or (N, K) probabilities
+    numbers: Labels | None = None  # ids in place of the parent's
 
     def __repr__(self) -> str:
         return f"Subset({len(self)} of {self.parent!r})"
@@ -173,7 +174,7 @@ class Subset(Samples):
 
     @cached_property
     def ids(self) -> Labels:
-        return self.parent.ids[self.positions]
+        return self.parent.ids[self.positions] if self.numbers is None else self.numbers
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -223,6 +224,18 @@ def relabel(samples: Samples, labels: Tensor) -> Subset:
     if len(labels) != len(samples):
         raise DataError(f"expected one label for each of {len(samples)} samples; got {len(labels)}.")
     return Subset(samples, torch.arange(len(samples)), labels)
+
+
+def outside(samples: Samples) -> Subset:
+    """The same samples as no part of the training set, such as noise that a method made or images of another data set: their ids are below 0, which no training
+    sample's is, so that their costs are not counted as those of forget or retain samples.
+
+    Example:
+        >>> from expunge import load_data
+        >>> outside(load_data("digits")[1]).ids[:3].tolist()
+        [-1, -2, -3]
+    """
+    return Subset(samples, torch.arange(len(samples)), numbers=-1 - torch.arange(len(samples)))
 
 
 def places(known: Tensor, wanted: Tensor) -> Tensor:

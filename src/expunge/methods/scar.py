@@ -13,9 +13,8 @@ from torch.nn import functional
 
 from ..checks import setting
 from ..data.few import passes_over
-from ..data.images import ImageData, Samples, relabel
+from ..data.images import ImageData, Samples, outside, relabel
 from ..data.mixture import Batch
-from ..data.outside import Outside
 from ..data.split import Split
 from ..device import device_of
 from ..errors import DataError
@@ -154,8 +153,9 @@ class SCAR(Method):
 
     def _surrogates(self, split: Split) -> Samples:
         surrogate = puzzles(split.forget, self.n_made, draw_seed()) if self.surrogate is None else self.surrogate
-        outside = Outside(surrogate)
-        return relabel(outside, torch.zeros(len(outside), dtype=torch.int64))  # their labels, if they have any, say nothing here
+        return relabel(
+            outside(surrogate), torch.zeros(len(surrogate), dtype=torch.int64)
+        )  # their labels, if they have any, say nothing here
 
     def _statistics(self, features: Tensor, labels: Tensor, device: torch.device) -> "ClassStatistics":
         classes, counts = labels.unique(return_counts=True)

@@ -12,8 +12,7 @@ from .. import progress
 from ..checks import setting
 from ..costs import count
 from ..data.few import classes_in, few_of_each, passes_over, share_of_few
-from ..data.images import ImageData, Samples, Subset
-from ..data.outside import Outside
+from ..data.images import ImageData, Samples, Subset, outside
 from ..data.split import Split
 from ..device import device_of
 from ..modes import eval_mode
@@ -109,7 +108,7 @@ class UNSIR(Method):
             wrong_about = torch.full((self.noise_images,), c)
             images.append(self._wrong_noise(model, wrong_about, retain.shape, mean, std))
             labels.append(wrong_about)
-        noise = Outside(ImageData(torch.cat(images), torch.cat(labels), split.train.classes))
+        noise = outside(ImageData(torch.cat(images), torch.cat(labels), split.train.classes))
         return Subset(noise, torch.arange(len(noise)).repeat(self.copies))
 
     def _wrong_noise(self, model: nn.Module, labels: Tensor, shape: tuple[int, int, int], mean: Tensor, std: Tensor) -> Tensor:
