@@ -120,6 +120,19 @@ def choose(kind: str, name: str, known: Iterable[str], remedy: str) -> str:
     raise MissingError(f"no {kind} named {name!r}; {hint} {remedy}".strip())
 
 
+def check_made_from(what: str, remedy: str, **sources: tuple[str, str] | None) -> None:
+    """Raises DataError unless something was made from the sources at hand.
+
+    Args:
+        what: how the message begins, such as "these importances are of the".
+        remedy: how it ends.
+        sources: by name, the hash that was noted and the hash of what is at hand; None = not checked.
+    """
+    for name, hashes in sources.items():
+        if hashes is not None and hashes[0] != hashes[1]:
+            raise DataError(f"{what} {name} {hashes[0][:16]}…; got the {name} {hashes[1][:16]}…. {remedy}")
+
+
 def check_indices(indices: Any, n: int, what: str = "forget indices") -> Tensor:
     """Returns indices as a sorted int64 tensor; raises DataError unless they are unique integers in [0, n) and at least one."""
     try:

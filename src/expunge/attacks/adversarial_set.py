@@ -21,6 +21,7 @@ from jaxtyping import Bool
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ..checks import check_made_from
 from ..data.images import Augment, Samples, places
 from ..errors import DataError, MissingError, StoreError
 from ..models.checkpoint import model_hash
@@ -154,17 +155,11 @@ class AdversarialSet(Samples):
 
     def check(self, model: nn.Module | None = None, data: Samples | None = None) -> None:
         """Raises DataError unless the set was made with this model, and from these data (None = not checked)."""
-        pairs = []
-        if model is not None:
-            pairs.append(("model", self.model_hash, model_hash(model)))
-        if data is not None:
-            pairs.append(("data", self.data_fingerprint, data.fingerprint))
-        for what, expected, got in pairs:
-            if expected != got:
-                raise DataError(
-                    f"these adversarial examples were made with the {what} {expected[:16]}…; got the {what} {got[:16]}…. "
-                    "Make them again: attack(model, data)."
-                )
+        check_made_from(
+            "these adversarial examples were made with the", "Make them again: attack(model, data).",
+            model=None if model is None else (self.model_hash, model_hash(model)),
+            data=None if data is None else (self.data_fingerprint, data.fingerprint),
+        )  # fmt: skip
 
     def save(self, path: str | Path) -> None:
         """Writes the set to a safetensors file; a crash leaves the old file or the new one, never half of one.

@@ -6,6 +6,7 @@ from typing import final
 
 from torch import Tensor, nn
 
+from ..checks import check_made_from
 from ..data.images import Samples
 from ..errors import DataError
 from ..models.checkpoint import model_hash
@@ -35,16 +36,11 @@ class Importances:
 
     def check(self, model: nn.Module | None = None, data: Samples | None = None) -> None:
         """Raises DataError unless they are of this model, and of these data (None = not checked)."""
-        pairs = []
-        if model is not None:
-            pairs.append(("model", self.model_hash, model_hash(model)))
-        if data is not None:
-            pairs.append(("data", self.data_fingerprint, data.fingerprint))
-        for what, expected, got in pairs:
-            if expected != got:
-                raise DataError(
-                    f"these importances are of the {what} {expected[:16]}…; got the {what} {got[:16]}…. Make them again: importances(model, data)."
-                )
+        check_made_from(
+            "these importances are of the", "Make them again: importances(model, data).",
+            model=None if model is None else (self.model_hash, model_hash(model)),
+            data=None if data is None else (self.data_fingerprint, data.fingerprint),
+        )  # fmt: skip
 
     def fit(self, model: nn.Module) -> None:
         """Raises DataError unless there is an importance for every trainable weight of the model."""
