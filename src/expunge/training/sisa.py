@@ -26,7 +26,7 @@ from .ensemble import AGGREGATES, Ensemble
 from .executors import ProcessPool, SerialExecutor
 from .fleet import count_workers, digest_of_layers, one_thread
 from .recipe import Build, Recipe
-from .stages import Job, State, Step, train_steps, weights_of
+from .stages import Job, Stage, State, train_stages, weights_of
 
 STAGE = "train shards"
 SHARD, SLICE, TRAINING = 1, 2, 3  # purposes of derived seeds
@@ -224,15 +224,15 @@ def epochs_of_slices(epochs: int, slices: int) -> list[int]:
 def _complete(ensemble: SISA, workers: int | str, device: str | torch.device) -> SISA:
     """The ensemble with the checkpoints that it lacks."""
     device, data = resolve_device(device), ensemble.train
-    jobs = [job for job in _jobs(ensemble) if job.steps]
+    jobs = [job for job in _jobs(ensemble) if job.stages]
     workers = count_workers(workers, device, jobs, data)
     checkpoints = [list(c) + [None] * (ensemble.slices - len(c)) for c in ensemble.checkpoints]
     trained = []
     pool = ProcessPool(workers, (data,)) if workers > 1 else one_thread(SerialExecutor((data,)), device)
     with pool as executor:
-        futures = [executor.submit(train_steps, job, str(device)) for job in jobs]
+        futures = [executor.submit(train_stages, job, str(device)) for job in jobs]
         for done, (job, future) in enumerate(zip(jobs, futures, strict=True)):
-            first = ensemble.slices - len(job.steps)
+            first = ensemble.slices - len(job.stages)
             checkpoints[job.shard][first:] = future.result()
             trained += [(job.shard, r) for r in range(first, ensemble.slices)]
             report(STAGE, done + 1, len(jobs))
@@ -244,13 +244,13 @@ def _jobs(ensemble: SISA) -> Iterator[Job]:
     recipes = [dataclasses.replace(recipe, epochs=e) for e in epochs_of_slices(recipe.epochs, ensemble.slices)]
     digest = digest_of_layers(ensemble.build) if cells else ""
     for shard, kept in enumerate(ensemble.checkpoints):
-        members, steps = ensemble._members(shard), []
+        members, stages = ensemble._members(shard), []
         for r in range(len(kept), ensemble.slices):
             positions = torch.cat(members[: r + 1]).sort().values
             if len(positions):  # a shard has no model before its first sample
                 cell = ensemble.store.cell("sisa", _spec(ensemble, shard, members[: r + 1], digest)) if cells else None
-                steps.append(Step(positions, recipes[r], derive(ensemble.seed, TRAINING, shard, r), cell))
-        yield Job(shard, ensemble.build, kept[-1] if kept else None, steps)
+                stages.append(Stage(positions, recipes[r], derive(ensemble.seed, TRAINING, shard, r), cell))
+        yield Job(shard, ensemble.build, kept[-1] if kept else None, stages)
 
 
 def _spec(ensemble: SISA, shard: int, members: list[Tensor], digest: str) -> dict[str, Any]:

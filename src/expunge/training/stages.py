@@ -13,7 +13,7 @@ State = dict[str, Tensor]
 
 
 @dataclass(frozen=True, eq=False)
-class Step:
+class Stage:
     """One stage of a shard's training: positions in the ensemble's samples, int64."""
 
     positions: Tensor
@@ -29,34 +29,34 @@ class Job:
     shard: int
     build: Build
     start: State | Cell | None
-    steps: list[Step]
+    stages: list[Stage]
 
 
-def train_steps(data: Samples, job: Job, device: str) -> list[State | Cell]:
-    """The checkpoint after each step: weights on the CPU, or the cell that they are in."""
+def train_stages(data: Samples, job: Job, device: str) -> list[State | Cell]:
+    """The checkpoint after each stage: weights on the CPU, or the cell that they are in."""
     checkpoint, made = job.start, []
-    for step in job.steps:
-        if step.cell is None:
-            checkpoint = _trained(data, job.build, step, checkpoint, device)
+    for stage in job.stages:
+        if stage.cell is None:
+            checkpoint = _trained(data, job.build, stage, checkpoint, device)
         else:
-            step.cell.ensure(lambda step=step, before=checkpoint: _store(data, job.build, step, before, device))
-            checkpoint = step.cell
+            stage.cell.ensure(lambda stage=stage, before=checkpoint: _store(data, job.build, stage, before, device))
+            checkpoint = stage.cell
         made.append(checkpoint)
     return made
 
 
-def _store(data: Samples, build: Build, step: Step, before: State | Cell | None, device: str) -> None:
-    step.cell.finish({"n_train": len(step.positions), "torch": torch.__version__}, _trained(data, build, step, before, device))
+def _store(data: Samples, build: Build, stage: Stage, before: State | Cell | None, device: str) -> None:
+    stage.cell.finish({"n_train": len(stage.positions), "torch": torch.__version__}, _trained(data, build, stage, before, device))
 
 
-def _trained(data: Samples, build: Build, step: Step, before: State | Cell | None, device: str) -> State:
+def _trained(data: Samples, build: Build, stage: Stage, before: State | Cell | None, device: str) -> State:
     def start() -> nn.Module:
         model = build()
         if before is not None:
             model.load_state_dict(weights_of(before))
         return model
 
-    model = train_model(start, data.subset(step.positions), step.recipe, seed=step.seed, device=device)
+    model = train_model(start, data.subset(stage.positions), stage.recipe, seed=stage.seed, device=device)
     return {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
 
 
