@@ -18,6 +18,7 @@ import platform
 import statistics
 import time
 import tomllib
+from collections import Counter
 
 import torch
 from scipy.special import stdtrit
@@ -25,6 +26,7 @@ from scipy.special import stdtrit
 import expunge
 from expunge import Augment, Method, Recipe, Retrain, TrainTask
 from expunge.cli.settings import configured
+from expunge.costs import KINDS, Cost
 from expunge.data.pool import pool
 from expunge.errors import ModelError
 from expunge.methods import METHODS
@@ -70,8 +72,7 @@ class Experiment:
         jobs += [(development, 100, "retrained")]
         tasks = [TrainTask(build=self.build, recipe=self.recipe, positions=p, seed=s, kind=kind) for p, s, kind in jobs]
         expunge.train_fleet(tasks, pool(self.train, self.test), self.store)
-        if self.setting == "random":
-            self.shadows()
+        self.shadows()
 
     def shadows(self):
         n = self.plan["models"]["shadow_models"]
@@ -134,8 +135,7 @@ class Experiment:
         there = {name: method for name, method in self.methods().items() if type(method).__name__ in done or method.tunes is None}
         tunings, chosen = {n: self.tuned(m) for n, m in there.items() if m.tunes}, {n: self.chosen(m) for n, m in there.items()}
         retrained = [self.model("retrained", s, self.split) for s in range(self.seeds)]
-        shadows = self.shadows() if self.setting == "random" else None
-        attacks = [expunge.RMIA()] if shadows else [expunge.LossThreshold()]
+        shadows, attacks = self.shadows(), [expunge.RMIA()]
         audits, cost = [], {}
         for seed in range(self.seeds):
             models = {"original": self.model("original", seed)}
@@ -167,15 +167,7 @@ class Experiment:
             rows[name] = row
         for name, runs in cost.items():
             method = chosen[name]
-            counted = [
-                sum(
-                    r.cost[kind].get(s, 0) * w
-                    for kind, w in (("forward", 1), ("backward", 2), ("input_gradients", 1))
-                    for s in r.cost[kind]
-                )
-                / (3 * len(self.train))
-                for r in runs
-            ]
+            counted = [Cost(**{kind: Counter(r.cost[kind]) for kind in KINDS}).passes(len(self.train)) for r in runs]
             rows[name] |= {
                 "epochs": statistics.mean(counted), "seconds": statistics.median(r.seconds for r in runs), "method": repr(method),
                 "tuning": tunings.get(name), "paper": method.paper,
