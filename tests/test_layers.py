@@ -16,7 +16,7 @@ LAYERS = [
     {"attacks", "metrics"},
     {"methods", "audits", "report"},
     {"auditing", "diagnosis", "leakage", "stored", "tuning"},
-    {"demo", "demo_classes"},
+    {"demo", "demo_classes", "protocol"},
     {"cli", "__main__", "__init__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -17,8 +17,8 @@ _HOMES = {
         *("AdversarialSet", "Attacked", "AutoAttack", "BoundedAttack", "NearestAttack", "NearestDDN", "NearestFGSM", "NearestL2PGD"),
         *("PGD", "Transfer", "accuracy_within", "robust_accuracy", "transfer"),
     ),
-    ".auditing": ("audit",),
-    ".audits": ("MIANN", "RMIA", "LiRA", "LossThreshold", "MembershipAudit"),
+    ".auditing": ("answers_of", "audit", "audit_answers"),
+    ".audits": ("MIANN", "RMIA", "LiRA", "LossThreshold", "MembershipAudit", "read_answers", "save_answers"),
     ".audits.factors": ("Factors",),
     ".audits.result": ("Audit",),
     ".data.from_dataset": ("from_dataset", "normalization_of"),
@@ -39,6 +39,7 @@ _HOMES = {
     ".metrics.signals": ("logit_margin",),
     ".models": ("Architecture", "architecture", "load_model", "save_model", "with_normalize"),
     ".progress": ("Progress", "listen"),
+    ".protocol": ("PROTOCOLS", "Protocol", "standard_audit"),
     ".spectral.alternatives": ("GradientClip", "Rescale", "SpectralNorm"),
     ".spectral.clip": ("Clip", "clip_model"),
     ".spectral.control": ("SpectralControl",),
@@ -80,8 +81,8 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
         robust_accuracy,
         transfer,
     )
-    from .auditing import audit
-    from .audits import MIANN, RMIA, LiRA, LossThreshold, MembershipAudit
+    from .auditing import answers_of, audit, audit_answers
+    from .audits import MIANN, RMIA, LiRA, LossThreshold, MembershipAudit, read_answers, save_answers
     from .audits.factors import Factors
     from .audits.result import Audit
     from .costs import Cost, measure_cost
@@ -128,6 +129,7 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
     from .metrics.signals import logit_margin
     from .models import Architecture, architecture, load_model, save_model, with_normalize
     from .progress import Progress, listen
+    from .protocol import PROTOCOLS, Protocol, standard_audit
     from .spectral.alternatives import GradientClip, Rescale, SpectralNorm
     from .spectral.clip import Clip, clip_model
     from .spectral.control import SpectralControl

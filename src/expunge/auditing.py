@@ -7,19 +7,19 @@ whose answers are compared with the retrained models'. The function is the proto
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from . import progress
+from .audits.answers_file import Answers
+from .audits.assemble import assemble, scored
+from .audits.audited import Audited, unseen_groups
 from .audits.base import MembershipAudit
-from .audits.class_answers import ClassAnswers, class_answers
 from .audits.factors import Factors
-from .audits.health import health_flags
 from .audits.lira import LiRA
 from .audits.loss_threshold import LossThreshold
-from .audits.result import AttackRow, Audit, Flag, ModelRow
+from .audits.result import Audit, Flag
 from .audits.rmia import RMIA
 from .audits.told_apart import ClassLeakage
 from .checks import choose
@@ -27,12 +27,7 @@ from .data.images import Samples
 from .data.split import Split
 from .device import device_of, resolve_device
 from .errors import ConfigError, DataError, HealthFlag
-from .metrics.accuracy import accuracy_of, correct
-from .metrics.gap import GROUPS, GapInputs, gaps
-from .metrics.roc import auc, auc_difference, tpr_at_fpr
-from .metrics.signals import logit_margin
-from .provenance import provenance
-from .report.twins import is_other, is_reference
+from .metrics.signals import check_logits
 from .spectral.spectrum import Spectrum
 from .training.inference import check_model, logits_of
 from .training.shadow import ShadowModels
@@ -55,6 +50,7 @@ def audit(
     factors: Mapping[str, Factors] | None = None,
     spectra: Mapping[str, Spectrum] | None = None,
     title: str = "Audit of unlearning",
+    protocol: str | None = None,
     device: str | torch.device = "auto",
 ) -> Audit:
     """Compares models with the retrained one on forget, retain and test images, with intervals, a null floor and health flags.
@@ -73,6 +69,7 @@ def audit(
         leakage: U-LiRA of the forgotten classes, from `class_leakage`, to be shown beside what the models answer on them.
         factors: of AMUN's theorem, from `expunge.factors` on this split, by the name of the unlearned model: why it is near to retraining or far from it.
         spectra: from `expunge.spectrum`, by the name of the model: how far its layers can stretch a change of their input.
+        protocol: the name that the result should carry; set by `standard_audit`, which follows it.
         device: where models are scored; they stay where they are.
 
     Raises:
@@ -93,90 +90,113 @@ def audit(
         >>> 0 <= result["LossThreshold", "original"].auc_low <= result["LossThreshold", "original"].auc <= 1
         True
     """
-    named_attacks = _attacks(attacks, shadows)
     named = _flat(models)
-    reference_name = reference if reference in named else None
-    if reference_name is None and reference != "retrained":
-        choose("model", reference, named, "reference= is the name of the retrained model.")
-    pool = _Pool(split, test, shadows)
-    _check_factors(factors or {}, named, split)
-    for name in spectra or {}:
-        choose("model", name, named, "spectra= takes the names of audited models.")
+    reference_name = _reference(reference, named)
+    audited, groups = _audited(split, test, shadows)
+    named_attacks = _attacks(attacks, shadows is not None)
+    _check_extras(split, named, factors or {}, spectra or {}, leakage)
     flags: list[Flag] = []
     answers = {}
     for done, (name, model) in enumerate(named.items()):
         progress.report("scoring models", done, len(named), name)
-        answers[name] = _score(name, model, pool, named_attacks, device, flags)
+        answers[name] = scored(_logits(name, model, groups, device, flags), audited, named_attacks)
     progress.report("scoring models", len(named), len(named))
-    base = answers.get(reference_name)
-    rows = [_attack_row(attack, name, a, base, fpr) for attack in named_attacks for name, a in answers.items()]
-    model_rows = [_model_row(name, a, base, (seconds or {}).get(name), (details or {}).get(name)) for name, a in answers.items()]
-    twins = [row.gaps.average for row in model_rows if row.gaps and is_other(row.name, reference_name)]
-    floor = max(twins, key=lambda gap: gap.value) if twins else None
-    references = [name for name in answers if is_reference(name, reference_name)]
-    classes = _classes(split, test, pool, answers, references, leakage)
-    result = Audit(
-        model_rows, rows, reference_name, floor, flags, pool.sizes, provenance() | pool.identity, title, classes, dict(factors or {}), dict(spectra or {}),
+    return assemble(
+        answers, audited, named_attacks, reference=reference_name, fpr=fpr, flags=flags, details=details, seconds=seconds, leakage=leakage,
+        title=title, protocol=protocol, factors=dict(factors or {}), spectra=dict(spectra or {}),
     )  # fmt: skip
-    flags += health_flags(result, shadows, [kind for kind, a in named_attacks.items() if a.needs_shadows])
-    return result
 
 
-@dataclass(frozen=True, eq=False)
-class _Answers:
-    """What one model says: whether each sample is right, its margin, and its membership score by attack; by group of samples."""
+def answers_of(
+    models: Models, split: Split, test: Samples, *, shadows: ShadowModels | None = None, device: str | torch.device = "auto"
+) -> Answers:
+    """What models answer on the samples of an audit, for `save_answers`: somebody else can then audit them without models, images or training code.
 
-    right: dict[str, Tensor]
-    margins: dict[str, Tensor]
-    members: dict[str, Tensor]
-    nonmembers: dict[str, Tensor]
-    unseen: dict[str, Tensor]  # logits on "test", and on "forget_test" where classes are forgotten
+    The arguments, and what is raised, are those of `audit`; `audit_answers(found.logits, found.audited)` gives its result.
 
-    def gap_inputs(self) -> GapInputs:
-        attack = list(self.members)[-1]
-        return GapInputs(**self.right, forget_scores=self.members[attack], test_scores=self.nonmembers[attack])
-
-
-class _Pool:
-    """The audited samples, and what shadow models say about them."""
-
-    def __init__(self, split: Split, test: Samples, shadows: ShadowModels | None) -> None:
-        if split.train.shape != test.shape or split.train.classes != test.classes:
-            raise DataError(
-                f"test images must be of the training set's kind: shape {split.train.shape} and its {len(split.train.classes)} classes; "
-                f"got {test.shape} and {len(test.classes)} classes. Load both with one load_data call."
-            )
-        _check_unseen(split.train, test)
-        retain = {"retain": split.retain} if split.has_retain else {}
-        self.groups = {"forget": split.forget} | retain | _unseen(test, split)
-        nonmembers = self.groups[self.nonmembers]
-        self.labels = torch.cat([split.forget.labels, nonmembers.labels])
-        self.shadow_logits = self.included = None
-        if shadows is not None:
-            columns = shadows.columns(split.forget, nonmembers)
-            _check_columns(shadows, columns, self.labels)
-            self.shadow_logits, self.included = shadows.logits[:, columns], shadows.included[:, columns]
-        self.sizes = {name: len(group) for name, group in self.groups.items()} | {"shadow_models": len(shadows.logits) if shadows else 0}
-        self.identity = {"training set": split.train.fingerprint[:16], "test set": test.fingerprint[:16]}
-
-    @property
-    def nonmembers(self) -> str:
-        """The group that forget samples are compared with: like them, but never trained on."""
-        return "forget_test" if "forget_test" in self.groups else "test"
+    Cost: one forward pass of each model over `split.train` and `test`. In memory: K numbers for each model and sample.
+    """
+    audited, groups = _audited(split, test, shadows)
+    flags: list[Flag] = []
+    logits = {name: _logits(name, model, groups, device, flags) for name, model in _flat(models).items()}
+    return Answers(audited, logits, flags, labels_only=False)
 
 
-def _unseen(test: Samples, split: Split) -> dict[str, Samples]:
-    """The test set, with images of forgotten classes as a group of their own."""
-    if not split.forget_classes:
-        return {"test": test}
-    forgotten = torch.isin(test.labels, torch.tensor(split.forget_classes))
-    wanting = [test.classes[k] for k in split.forget_classes if not (test.labels == k).any()]
-    if wanting or forgotten.all():
-        raise DataError(
-            f"test images must be of all classes, forgotten ones too: they show what models answer on a class that they should not know; "
-            f"got none of {', '.join(map(repr, wanting)) or 'the other classes'}. Leave them in the test set."
+def audit_answers(
+    answers: Mapping[str, Mapping[str, Tensor]],
+    audited: Audited,
+    *,
+    attacks: Sequence[MembershipAudit] | None = None,
+    reference: str = "retrained",
+    fpr: float = 0.01,
+    flags: Sequence[Flag] = (),
+    title: str = "Audit of unlearning",
+) -> Audit:
+    """The audit of models that are not here: from what they answer on the audited samples.
+
+    Args:
+        answers: logits (n, K) of each model, by its name ("original", "unlearned", "retrained", "retrained 2", …) and by group of `audited.labels`.
+        audited: the samples. See `read_answers`, which reads both from a file.
+        flags: to be listed beside the audit's own.
+
+    The other arguments, and what is raised, are those of `audit`.
+
+    Example:
+        >>> from expunge.audits import Audited
+        >>> labels = torch.arange(40) % 2
+        >>> audited = Audited(labels={"forget": labels, "test": labels}, classes=("cat", "dog"))
+        >>> sure = torch.nn.functional.one_hot(labels, 2) * torch.rand(40, 1)
+        >>> audit_answers({"original": {"forget": sure + 1.0 * labels[:, None] - 0.5, "test": sure}}, audited).sizes["forget"]
+        40
+    """
+    named_attacks = _attacks(attacks, audited.shadow_logits is not None)
+    if not answers:
+        raise ConfigError(
+            "an audit needs at least one model; got none. Pass {'original': logits by group, 'unlearned': …, 'retrained': …}."
         )
-    return {"forget_test": test.subset(forgotten.nonzero().flatten()), "test": test.subset((~forgotten).nonzero().flatten())}
+    reference_name = _reference(reference, answers)
+    found = {}
+    for name, logits in answers.items():
+        for group, labels in audited.labels.items():
+            if group not in logits:
+                raise DataError(f"every model must answer the samples of each group; got none of {name!r} for {group!r}. Add them.")
+            check_logits(logits[group], labels, f"logits of {name} on {group}")
+        found[name] = scored(logits, audited, named_attacks)
+    return assemble(found, audited, named_attacks, reference=reference_name, fpr=fpr, flags=flags, title=title)
+
+
+def _reference(reference: str, named: Mapping[str, object]) -> str | None:
+    if reference not in named and reference != "retrained":
+        choose("model", reference, named, "reference= is the name of the retrained model.")
+    return reference if reference in named else None
+
+
+def _audited(split: Split, test: Samples, shadows: ShadowModels | None) -> tuple[Audited, dict[str, Samples]]:
+    """The audited samples, without pixels and with them."""
+    if split.train.shape != test.shape or split.train.classes != test.classes:
+        raise DataError(
+            f"test images must be of the training set's kind: shape {split.train.shape} and its {len(split.train.classes)} classes; "
+            f"got {test.shape} and {len(test.classes)} classes. Load both with one load_data call."
+        )
+    _check_unseen(split.train, test)
+    unseen = unseen_groups(test.labels, split.forget_classes, test.classes)
+    groups = {"forget": split.forget} | ({"retain": split.retain} if split.has_retain else {})
+    groups |= {name: test.subset(positions) if len(unseen) > 1 else test for name, positions in unseen.items()}
+    seen = {}
+    if shadows is not None:
+        nonmembers = groups["forget_test" if "forget_test" in groups else "test"]
+        columns = shadows.columns(split.forget, nonmembers)
+        _check_columns(shadows, columns, torch.cat([split.forget.labels, nonmembers.labels]))
+        seen = {
+            "shadow_logits": shadows.logits[:, columns],
+            "included": shadows.included[:, columns],
+            "shadow_accuracy": shadows.accuracy.excluded,
+        }
+    audited = Audited(
+        labels={name: samples.labels for name, samples in groups.items()}, classes=tuple(test.classes), forget_classes=tuple(split.forget_classes),
+        forget_ids=split.forget.ids, identity={"training set": split.train.fingerprint[:16], "test set": test.fingerprint[:16]}, **seen,
+    )  # fmt: skip
+    return audited, groups
 
 
 def _check_unseen(train: Samples, test: Samples) -> None:
@@ -197,21 +217,35 @@ def _check_columns(shadows: ShadowModels, columns: Tensor, labels: Tensor) -> No
         )
 
 
-def _check_factors(factors: Mapping[str, Factors], models: Mapping[str, nn.Module], split: Split) -> None:
+def _check_extras(
+    split: Split,
+    named: Mapping[str, nn.Module],
+    factors: Mapping[str, Factors],
+    spectra: Mapping[str, Spectrum],
+    leakage: Sequence[ClassLeakage],
+) -> None:
     for name, found in factors.items():
-        choose("model", name, models, "factors= takes the names of audited models.")
+        choose("model", name, named, "factors= takes the names of audited models.")
         if not torch.equal(found.ids.sort().values, split.forget.ids.sort().values):
             raise DataError(
                 f"factors must be of the audited split's {len(split.forget)} forget samples; got those of {name!r} of {len(found.ids)} samples, not the "
                 "same ones. Measure them with expunge.factors(original, split, …)."
             )
+    for name in spectra:
+        choose("model", name, named, "spectra= takes the names of audited models.")
+    forgotten = [split.train.classes[k] for k in split.forget_classes]
+    leaks = [found.name for found in leakage]
+    if set(leaks) - set(forgotten):
+        raise DataError(
+            f"leakage must be of the forgotten classes, {', '.join(forgotten)}; got {', '.join(leaks)}. Measure it with class_leakage on this split."
+        )
 
 
-def _attacks(attacks: Sequence[MembershipAudit] | None, shadows: ShadowModels | None) -> dict[str, MembershipAudit]:
+def _attacks(attacks: Sequence[MembershipAudit] | None, shadows: bool) -> dict[str, MembershipAudit]:
     """The attacks by the name of their class, or by their repr where that is ambiguous."""
     if attacks is None:
         attacks = [LossThreshold(), LiRA(), RMIA()] if shadows else [LossThreshold()]
-    wanting = [type(a).__name__ for a in attacks if a.needs_shadows and shadows is None]
+    wanting = [type(a).__name__ for a in attacks if a.needs_shadows and not shadows]
     if not attacks or wanting:
         raise ConfigError(
             f"{' and '.join(wanting)} need shadow models; got none. Pass shadows=train_shadow_models(…), or attacks=[LossThreshold()]."
@@ -234,57 +268,15 @@ def _flat(models: Models) -> dict[str, nn.Module]:
     return named
 
 
-def _score(
-    name: str, model: nn.Module, pool: _Pool, attacks: dict[str, MembershipAudit], device: str | torch.device, flags: list[Flag]
-) -> _Answers:
+def _logits(name: str, model: nn.Module, groups: Mapping[str, Samples], device: str | torch.device, flags: list[Flag]) -> dict[str, Tensor]:
+    """What a model answers on each group; flags that are raised meanwhile are noted."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", HealthFlag)
-        check_model(model, pool.groups["forget"])
+        check_model(model, groups["forget"])
     flags += [Flag(w.category.__name__, f"{name}: {w.message}") for w in caught if issubclass(w.category, HealthFlag)]
     home = device_of(model)
     try:
         model.to(resolve_device(device))
-        logits = {group: logits_of(model, samples) for group, samples in pool.groups.items()}
+        return {group: logits_of(model, samples) for group, samples in groups.items()}
     finally:
         model.to(home)
-    labels = {group: samples.labels for group, samples in pool.groups.items()}
-    audited = torch.cat([logits["forget"], logits[pool.nonmembers]])
-    scores = {kind: a(audited, pool.labels, pool.shadow_logits, pool.included) for kind, a in attacks.items()}
-    n = len(labels["forget"])
-    return _Answers(
-        {g: correct(logits[g], labels[g]) for g in logits},
-        {g: logit_margin(logits[g], labels[g]) for g in logits},
-        {a: s[:n] for a, s in scores.items()},
-        {a: s[n:] for a, s in scores.items()},
-        {g: logits[g] for g in ("forget_test", "test") if g in logits},
-    )
-
-
-def _classes(
-    split: Split, test: Samples, pool: _Pool, answers: dict[str, _Answers], references: list[str], leakage: Sequence[ClassLeakage]
-) -> list[ClassAnswers]:
-    """What the models answer on each forgotten class."""
-    logits = {name: torch.cat(list(a.unseen.values())) for name, a in answers.items()}
-    labels = torch.cat([pool.groups[g].labels for g in next(iter(answers.values())).unseen])
-    leaks = {found.name: found for found in leakage}
-    names = {k: test.classes[k] for k in split.forget_classes}
-    if leaks.keys() - set(names.values()):
-        raise DataError(
-            f"leakage must be of the forgotten classes, {', '.join(names.values())}; got {', '.join(leaks)}. Measure it with class_leakage on this split."
-        )
-    return [
-        class_answers(logits, labels, k, split.forget_classes, test.classes, references, leakage=leaks.get(name))
-        for k, name in names.items()
-    ]
-
-
-def _attack_row(kind: str, name: str, answers: _Answers, base: _Answers | None, fpr: float) -> AttackRow:
-    members, nonmembers = answers.members[kind], answers.nonmembers[kind]
-    gap = None if base in (None, answers) else auc_difference(members, nonmembers, base.members[kind], base.nonmembers[kind])
-    return AttackRow(kind, name, auc(members, nonmembers), tpr_at_fpr(members, nonmembers, fpr), fpr, gap, members, nonmembers)
-
-
-def _model_row(name: str, answers: _Answers, base: _Answers | None, seconds: float | None, details: str | None) -> ModelRow:
-    accuracies = {group: accuracy_of(right) for group, right in answers.right.items()}
-    measured = None if base in (None, answers) else gaps(answers.gap_inputs(), base.gap_inputs())
-    return ModelRow(name, *map(accuracies.get, GROUPS), measured, answers.margins, seconds, details)

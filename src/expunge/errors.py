@@ -93,3 +93,7 @@ class RetrainDiffersAcrossSeeds(HealthFlag):
 
 class NoNullFloor(HealthFlag):
     """Fewer than two retrained models: the audit cannot say how large a gap is chance."""
+
+
+class ControlUndetected(HealthFlag):
+    """The audit does not see through its control, a model that was made to answer forget samples at random."""

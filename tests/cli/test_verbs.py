@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import expunge as library
-from expunge.cli.audit import name_models
+from expunge.cli.audited_models import name_models
 from expunge.cli.train import make_recipe
 from expunge.errors import ConfigError
 from expunge.models import read_metadata

@@ -1,5 +1,7 @@
 """Membership-inference audits, and audits of whole classes and methods. To add an attack: a file with a `MembershipAudit`, and its class in the tuple below."""
 
+from .answers_file import Answers, read_answers, save_answers
+from .audited import Audited
 from .base import MembershipAudit
 from .decisions import Decisions, MIANNResult, compare, mia_nn_floor, neighbour_of, two_sample_test
 from .lira import LiRA, lira, lira_leave_one_out
@@ -9,6 +11,7 @@ from .rmia import RMIA, choose_offline_a, rmia, rmia_leave_one_out, rmia_log_rat
 from .told_apart import ULiRAResult
 from .u_lira import u_lira, u_lira_class, u_lira_floor
 from .u_lira_pool import u_lira_pool
+from .verdict import Contrast, Verdict, area_contrast, class_contrasts, judge, share_contrast
 
 AUDITS: dict[str, type[MembershipAudit]] = {audit.name: audit for audit in (LossThreshold, LiRA, RMIA)}
 
@@ -16,23 +19,33 @@ __all__ = [
     "AUDITS",
     "MIANN",
     "RMIA",
+    "Answers",
+    "Audited",
+    "Contrast",
     "Decisions",
     "LiRA",
     "LossThreshold",
     "MIANNResult",
     "MembershipAudit",
     "ULiRAResult",
+    "Verdict",
+    "area_contrast",
     "choose_offline_a",
+    "class_contrasts",
     "compare",
+    "judge",
     "lira",
     "lira_leave_one_out",
     "mia_nn_floor",
     "neighbour_of",
+    "read_answers",
     "rmia",
     "rmia_leave_one_out",
     "rmia_log_ratio",
     "rmia_ratio",
     "rmia_share",
+    "save_answers",
+    "share_contrast",
     "two_sample_test",
     "u_lira",
     "u_lira_class",

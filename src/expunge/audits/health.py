@@ -2,15 +2,15 @@
 
 from ..metrics.roc import auc_difference
 from ..report.twins import is_other
-from ..training.shadow import ShadowModels
 from .mia_nn import LEAST_IMAGES
 from .result import Audit, Flag
 
 
-def health_flags(result: Audit, shadows: ShadowModels | None, strong: list[str], *, tolerance: float = 0.05) -> list[Flag]:
+def health_flags(result: Audit, shadow_accuracy: float | None, strong: list[str], *, tolerance: float = 0.05) -> list[Flag]:
     """The flags of an audit whose rows are there.
 
     Args:
+        shadow_accuracy: of the shadow models on samples that they were not trained on.
         strong: names of the attacks that read shadow models.
         tolerance: how far the held-out accuracies of shadow and retrained models may be apart, a fraction.
     """
@@ -55,8 +55,8 @@ def health_flags(result: Audit, shadows: ShadowModels | None, strong: list[str],
                         f"{weak[0]} (AUC {easy.auc:.3f}) beats {attack} (AUC {hard.auc:.3f}) on the original: more shadow models, or of the target's recipe, are needed.",
                     )
                 )
-    if shadows is not None and result.reference:
-        ours, theirs = result.model(result.reference).test.value, shadows.accuracy.excluded
+    if shadow_accuracy is not None and result.reference:
+        ours, theirs = result.model(result.reference).test.value, shadow_accuracy
         if abs(ours - theirs) > tolerance:
             flags.append(
                 Flag(

@@ -18,6 +18,7 @@ from ..spectral.spectrum import Spectrum
 from .class_answers import ClassAnswers
 from .factors import Factors
 from .tables import Table, as_text, notes, tables
+from .verdict import Verdict
 
 HISTOGRAM_BINS = 40
 ROC_POINTS = 120
@@ -95,6 +96,8 @@ class Audit:
         classes: for each forgotten class, what the models answer on its unseen images; empty where no whole class is forgotten.
         factors: of AMUN's theorem, by model, if they were measured (see `expunge.factors`).
         spectra: the layers' largest singular values, by model, if they were computed (see `expunge.spectrum`).
+        verdicts: whether each model can be told from the retrained ones; empty without one.
+        protocol: name of the frozen protocol that was followed, such as "standard-1", or None.
     """
 
     models: list[ModelRow]
@@ -108,6 +111,8 @@ class Audit:
     classes: list[ClassAnswers] = field(default_factory=list)
     factors: dict[str, Factors] = field(default_factory=dict)
     spectra: dict[str, Spectrum] = field(default_factory=dict)
+    verdicts: list[Verdict] = field(default_factory=list)
+    protocol: str | None = None
 
     def __getitem__(self, key: tuple[str, str]) -> AttackRow:
         attack, model = key
@@ -121,6 +126,16 @@ class Audit:
             if row.name == name:
                 return row
         raise MissingError(f"no model named {name!r}; known: {', '.join(row.name for row in self.models)}.")
+
+    def verdict(self, name: str) -> Verdict:
+        """Whether this model can be told from the retrained ones."""
+        for verdict in self.verdicts:
+            if verdict.model == name:
+                return verdict
+        raise MissingError(
+            f"no verdict on a model named {name!r}; there are ones on {', '.join(v.model for v in self.verdicts) or 'none'}. "
+            "A verdict needs retrained models beside the audited one: pass 'retrained': [a, b, c]."
+        )
 
     def tables(self) -> list[Table]:
         """The tables that are printed, as text."""
@@ -148,6 +163,8 @@ class Audit:
             "classes": [answers.to_dict() for answers in self.classes],
             "factors": {name: found.to_dict() for name, found in self.factors.items()},
             "spectra": {name: found.to_dict() for name, found in self.spectra.items()},
+            "verdicts": [verdict.to_dict() for verdict in self.verdicts],
+            "protocol": self.protocol,
             "flags": [{"name": flag.name, "message": flag.message} for flag in self.flags],
         }
 

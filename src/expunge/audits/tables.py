@@ -143,7 +143,7 @@ def top_answers(answer: list[float], classes: list[str], n: int = 3) -> str:
 
 
 def notes(result: Plain) -> list[str]:
-    """What belongs under the tables: sizes, null floors, flags."""
+    """What belongs under the tables: verdicts, sizes, null floors, flags."""
     counts = ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in result["sizes"].items())
     floor = (
         [f"Null floor: retrained models have an average gap of up to {percent(result['floor'])} points to one another."]
@@ -160,7 +160,9 @@ def notes(result: Plain) -> list[str]:
             )
     name = folded_name(result)
     spread = [f"{name}: the mean of these models, and from the smallest to the largest."] if name else []
+    verdicts = [f"Verdict: {verdict['text']}" for verdict in result.get("verdicts") or []]
     return [
+        *verdicts,
         f"Intervals: 95 %. Samples: {counts}.",
         *spread,
         *floor,

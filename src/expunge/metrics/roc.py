@@ -46,7 +46,7 @@ def auc(members: Members, nonmembers: NonMembers, level: float = 0.95) -> Estima
 
     Paper: DeLong et al., Biometrics 1988; Sun and Xu, IEEE Signal Processing Letters 2014 (the fast form).
     """
-    wins = _placements(members, nonmembers)
+    wins = placements(members, nonmembers)
     n_pairs = min(len(members), len(nonmembers))
     value, error = wins.auc, wins.error()
     if n_pairs < 2 or error == 0 or n_pairs * min(value, 1 - value) < 1 - 1e-9:  # 1 − 0.8 is less than 0.2 in floating point
@@ -77,7 +77,7 @@ def auc_difference(
             f"a paired difference needs the same samples for both models; got {len(members_a)} and {len(members_b)} members, "
             f"{len(nonmembers_a)} and {len(nonmembers_b)} non-members. Score both models on one set, in one order."
         )
-    a, b = _placements(members_a, nonmembers_a), _placements(members_b, nonmembers_b)
+    a, b = placements(members_a, nonmembers_a), placements(members_b, nonmembers_b)
     value, error, n_pairs = a.auc - b.auc, a.error(b), min(len(members_a), len(nonmembers_a))
     width = _normal_quantile(level) * error
     same = torch.equal(members_a, members_b) and torch.equal(nonmembers_a, nonmembers_b)
@@ -206,24 +206,24 @@ def _staircase(members: Tensor, nonmembers: Tensor, fprs: list[float], *, level:
     return RocBand(*(torch.tensor(column, dtype=torch.float64) for column in columns))
 
 
-class _Placements(NamedTuple):
+class Placements(NamedTuple):
     """For each member the share of non-members below it, for each non-member that of members above it (ties half); their mean."""
 
     of_members: Tensor
     of_nonmembers: Tensor
     auc: float
 
-    def error(self, other: "_Placements | None" = None) -> float:
+    def error(self, other: "Placements | None" = None) -> float:
         """DeLong's standard error of this AUC, or of its difference to another AUC on the same samples."""
         terms = self[:2] if other is None else [mine - theirs for mine, theirs in zip(self[:2], other[:2], strict=True)]
         return math.sqrt(sum(float(term.var()) / len(term) for term in terms if len(term) > 1))
 
 
-def _placements(members: Tensor, nonmembers: Tensor) -> _Placements:
+def placements(members: Tensor, nonmembers: Tensor) -> Placements:
     members, nonmembers = _checked(members, nonmembers)
     below, above = _twice_below(members, nonmembers), 2 * len(members) - _twice_below(nonmembers, members)
     n1, n0 = len(members), len(nonmembers)
-    return _Placements(below.double() / (2 * n0), above.double() / (2 * n1), int(below.sum()) / (2 * n1 * n0))
+    return Placements(below.double() / (2 * n0), above.double() / (2 * n1), int(below.sum()) / (2 * n1 * n0))
 
 
 def _twice_below(scores: Tensor, others: Tensor) -> Tensor:

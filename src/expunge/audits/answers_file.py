@@ -1,0 +1,231 @@
+"""Files of answers: what models said about the samples of an audit, for models that one cannot run.
+
+An .npz file has one row for each sample:
+
+    labels            (N,)    integers
+    groups            (N,)    "forget", "retain", "test": what the sample was to the original model
+    logits:NAME       (N, K)  of each model: original, unlearned, retrained, "retrained 2", …; or
+    probabilities:NAME, (N, K), or predictions:NAME, (N,) integers, where that is all one gets
+    classes (K,) names, forget_classes (F,) numbers, ids (N,), shadow_logits (M, N, K) and included (M, N): optional
+
+A .csv file has a line for each sample and model, with the columns id, group, label, model, and prediction or logit_0, logit_1, … Nothing from a file is executed.
+"""
+
+import csv
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import DataError, ProbabilitiesNotLogits
+from .audited import Audited, unseen_groups
+from .result import Flag
+
+READ_GROUPS = ("forget", "retain", "test")
+KINDS = ("logits", "probabilities", "predictions")
+CERTAIN = 30.0  # the logit of a class that is all we know of an answer: as a probability, 1 to within 1e-12
+TINY = 1e-12  # the smallest probability that is believed
+
+
+class Answers(NamedTuple):
+    """What a file holds: the samples, the logits of each model by group, and flags."""
+
+    audited: Audited
+    logits: dict[str, dict[str, Tensor]]
+    flags: list[Flag]
+    labels_only: bool
+
+
+def read_answers(path: str | Path) -> Answers:
+    """Reads a file of answers (.npz or .csv) for `audit_answers`; see the module for its format.
+
+    Where models gave only predictions, these stand for certain answers: accuracies and attacks on labels are right, everything about confidence is not there.
+
+    Raises:
+        DataError: the file cannot be read, or a part is missing or does not fit the others.
+
+    Example:
+        >>> import tempfile
+        >>> labels = np.arange(8) % 2
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = Path(folder, "answers.npz")
+        ...     np.savez(file, labels=labels, groups=["forget", "test"] * 4, **{"predictions:unlearned": labels})
+        ...     found = read_answers(file)
+        >>> found.audited.sizes, found.labels_only
+        ({'forget': 4, 'test': 4, 'shadow_models': 0}, True)
+    """
+    path = Path(path)
+    readers = {".npz": _read_npz, ".csv": _read_csv}
+    if path.suffix.lower() not in readers:
+        raise DataError(f"answers must be in a file that ends in .npz or .csv; got {path.name}. `expunge audit --help` says what is in it.")
+    try:
+        columns = readers[path.suffix.lower()](path)
+    except (OSError, ValueError, zipfile.BadZipFile, csv.Error, UnicodeDecodeError) as error:
+        raise DataError(f"answers must be readable from {path}; got: {error}. Write it with numpy.savez, or as CSV text.") from error
+    return _answers(columns, str(path))
+
+
+def save_answers(path: str | Path, audited: Audited, logits: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Writes what models answer as an .npz file that `read_answers` reads, so that somebody else can audit without models or images.
+
+    Args:
+        logits: of each model by group, as `read_answers` gives them.
+    """
+    groups = list(audited.labels)
+    columns: dict[str, Any] = {
+        "labels": torch.cat([audited.labels[g] for g in groups]).numpy(),
+        "groups": np.array(["test" if g == "forget_test" else g for g in groups for _ in range(len(audited.labels[g]))]),
+        "classes": np.array(audited.classes),
+        "forget_classes": np.array(audited.forget_classes, dtype=np.int64),
+    }
+    columns |= {f"logits:{name}": torch.cat([found[g] for g in groups]).numpy() for name, found in logits.items()}
+    if audited.shadow_logits is not None:
+        scored = np.concatenate([np.full(len(audited.labels[g]), g in ("forget", audited.nonmembers)) for g in groups])
+        columns |= {"shadow_logits": audited.shadow_logits.numpy(), "included": audited.included.numpy(), "scored": scored}
+    with open(path, "wb") as file:
+        np.savez_compressed(file, **columns)
+
+
+def _read_npz(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path, allow_pickle=False) as file:
+        return {name: file[name] for name in file.files}
+
+
+def _read_csv(path: Path) -> dict[str, np.ndarray]:
+    with open(path, newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file, strict=True)
+        names = reader.fieldnames or []
+        missing = [name for name in ("id", "group", "label", "model") if name not in names]
+        if missing:
+            raise ValueError(f"no column {' or '.join(missing)} among {', '.join(names)}")
+        lines = list(reader)
+    scores = sorted((name for name in names if name.startswith("logit_")), key=lambda name: int(name[6:]))
+    if not scores and "prediction" not in names:
+        raise ValueError("neither a column prediction nor columns logit_0, logit_1, …")
+    samples: dict[str, tuple[str, int]] = {}
+    models: dict[str, dict[str, Any]] = {}
+    for line in lines:
+        sample = line["group"], int(line["label"])
+        if samples.setdefault(line["id"], sample) != sample:
+            raise ValueError(f"sample {line['id']} has two groups or labels, {samples[line['id']]} and {sample}")
+        answers = models.setdefault(line["model"], {})
+        if line["id"] in answers:
+            raise ValueError(f"two answers of {line['model']} on sample {line['id']}")
+        answers[line["id"]] = [float(line[name]) for name in scores] if scores else int(line["prediction"])
+    for model, answers in models.items():
+        if len(answers) < len(samples):
+            raise ValueError(f"{model} answered {len(answers)} of {len(samples)} samples")
+    columns = {
+        "ids": np.array(list(samples)),
+        "groups": np.array([g for g, _ in samples.values()]),
+        "labels": np.array([y for _, y in samples.values()]),
+    }
+    kind = "logits" if scores else "predictions"
+    return columns | {f"{kind}:{model}": np.array([answers[i] for i in samples]) for model, answers in models.items()}
+
+
+def _answers(columns: Mapping[str, np.ndarray], source: str) -> Answers:
+    models = {name: key for key in columns for kind in KINDS if key.startswith(f"{kind}:") and (name := key.split(":", 1)[1])}
+    missing = [name for name in ("labels", "groups") if name not in columns] + ([] if models else ["logits:NAME"])
+    if missing:
+        raise DataError(f"answers need {', '.join(missing)}; got only {', '.join(columns) or 'nothing'} in {source}.")
+    labels, groups = columns["labels"], columns["groups"].astype(str)
+    if labels.ndim != 1 or labels.dtype.kind not in "iu" or len(labels) == 0 or groups.shape != labels.shape or labels.min() < 0:
+        raise DataError(
+            f"labels must be whole numbers from 0 on, and groups a text for each; got {labels.dtype} {labels.shape} and {groups.shape} in {source}."
+        )
+    unknown = sorted(set(groups) - set(READ_GROUPS))
+    if unknown:
+        raise DataError(f"groups must be {', '.join(READ_GROUPS)}; got {', '.join(unknown[:3])} in {source}.")
+    for key in models.values():
+        if len(columns[key]) != len(labels) or columns[key].ndim != (1 if key.startswith("predictions:") else 2):
+            raise DataError(f"{key} must have a row for each of {len(labels)} samples; got shape {columns[key].shape} in {source}.")
+    n_classes = max([int(labels.max()) + 1, *(_n_classes(columns[key], key) for key in models.values())])
+    flags: list[Flag] = []
+    logits = {name: _as_logits(columns[key], key, n_classes, flags) for name, key in models.items()}
+    return _by_group(columns, torch.from_numpy(labels.astype(np.int64)), groups, logits, n_classes, flags, source)
+
+
+def _by_group(
+    columns: Mapping[str, np.ndarray],
+    labels: Tensor,
+    groups: np.ndarray,
+    logits: dict[str, Tensor],
+    n_classes: int,
+    flags: list[Flag],
+    source: str,
+) -> Answers:
+    classes = tuple(map(str, columns.get("classes", range(n_classes))))
+    forgotten = tuple(int(k) for k in columns.get("forget_classes", ()))
+    if any(not 0 <= k < len(classes) for k in forgotten):
+        raise DataError(f"forget_classes must lie in [0, {len(classes)}); got {forgotten} in {source}.")
+    where = {group: torch.from_numpy(np.flatnonzero(groups == group)) for group in READ_GROUPS if (groups == group).any()}
+    if "test" in where:
+        unseen = where.pop("test")
+        where |= {name: unseen[positions] for name, positions in unseen_groups(labels[unseen], forgotten, classes).items()}
+    extras = _shadows(columns, where, source) if "forget" in where and "test" in where else {}
+    audited = Audited(
+        labels={group: labels[positions] for group, positions in where.items()}, classes=classes, forget_classes=forgotten,
+        identity={"answers": Path(source).name}, **extras,
+    )  # fmt: skip
+    by_group = {name: {group: z[positions] for group, positions in where.items()} for name, z in logits.items()}
+    kinds = {key.split(":", 1)[0] for key in columns if ":" in key}
+    return Answers(audited, by_group, flags, kinds == {"predictions"})
+
+
+def _shadows(columns: Mapping[str, np.ndarray], where: Mapping[str, Tensor], source: str) -> dict[str, Any]:
+    """Shadow logits and membership on forget samples and non-members; the file has them on all samples, or on those that `scored` says."""
+    if "shadow_logits" not in columns or "included" not in columns:
+        return {}
+    shadow, included = torch.from_numpy(columns["shadow_logits"]).float(), torch.from_numpy(columns["included"]).bool()
+    scored = columns.get("scored")
+    n = len(columns["labels"])
+    rows = torch.arange(n) if scored is None else torch.from_numpy(np.flatnonzero(scored))
+    if shadow.ndim != 3 or included.shape != shadow.shape[:2] or shadow.shape[1] != len(rows):
+        raise DataError(
+            f"shadow_logits must be (M, {len(rows)}, K) and included (M, {len(rows)}); got {tuple(shadow.shape)} and {tuple(included.shape)} in {source}."
+        )
+    place = torch.full((n,), -1)
+    place[rows] = torch.arange(len(rows))
+    chosen = place[torch.cat([where["forget"], where["forget_test" if "forget_test" in where else "test"]])]
+    if (chosen < 0).any():
+        raise DataError(f"shadow models must be scored on all forget and test samples; got {int((chosen < 0).sum())} without in {source}.")
+    right = shadow.argmax(2) == torch.from_numpy(columns["labels"].astype(np.int64))[rows]
+    accuracy = None if "forget_test" in where else float(right[~included].double().mean())
+    return {"shadow_logits": shadow[:, chosen], "included": included[:, chosen], "shadow_accuracy": accuracy}
+
+
+def _n_classes(column: np.ndarray, key: str) -> int:
+    if key.startswith("predictions:"):
+        if column.dtype.kind not in "iu" or column.min() < 0:
+            raise DataError(f"{key} must be whole numbers from 0 on; got {column.dtype}.")
+        return int(column.max()) + 1
+    if column.dtype.kind != "f":
+        raise DataError(f"{key} must be floating point; got {column.dtype}.")
+    return column.shape[1]
+
+
+def _as_logits(column: np.ndarray, key: str, n_classes: int, flags: list[Flag]) -> Tensor:
+    kind, name = key.split(":", 1)
+    if kind == "predictions":
+        return CERTAIN * torch.nn.functional.one_hot(torch.from_numpy(column.astype(np.int64)), n_classes).float()
+    values = torch.from_numpy(np.ascontiguousarray(column))
+    values = values if values.dtype == torch.float64 else values.float()
+    if values.shape[1] != n_classes:
+        raise DataError(f"all models must answer with the same {n_classes} classes; got {values.shape[1]} from {name}.")
+    if kind == "probabilities":
+        if _broken_probabilities(values):
+            raise DataError(f"{key} must be non-negative and sum to 1 in each row; got others. Logits belong into logits:{name}.")
+        flags.append(Flag(ProbabilitiesNotLogits.__name__, f"{name}: probabilities, rounded as they are; logits would show more."))
+        return values.clamp_min(TINY).log()
+    if not _broken_probabilities(values):
+        flags.append(Flag(ProbabilitiesNotLogits.__name__, f"{name}: its logits look like probabilities. Name them probabilities:{name}."))
+    return values
+
+
+def _broken_probabilities(values: Tensor) -> bool:
+    return not (bool((values >= 0).all()) and torch.allclose(values.sum(1), torch.ones(1, dtype=values.dtype), atol=1e-3))

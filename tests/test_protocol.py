@@ -1,0 +1,107 @@
+"""The frozen protocol: what it trains, what it takes as given, and that it cannot be bent."""
+
+import dataclasses
+
+import pytest
+import torch
+
+import expunge
+from expunge import PROTOCOLS, standard_audit
+from expunge.audits.verdict import CANNOT_TELL, DISTINGUISHABLE
+from expunge.errors import ConfigError, DataError, MissingError
+from expunge.methods import FineTune, RandomLabel, Retrain
+from expunge.training.recipe import Recipe
+from toys import toy_net
+
+RECIPE = Recipe(epochs=10, lr=0.1, batch_size=32)
+
+
+@pytest.fixture
+def short(monkeypatch):
+    """The protocol with fewer shadow models, so that a test takes seconds; all else is as it is."""
+    rules = dataclasses.replace(PROTOCOLS["standard-1"], n_shadows=8)
+    monkeypatch.setitem(PROTOCOLS, "standard-1", rules)
+    return rules
+
+
+@pytest.fixture
+def arguments(memorised, tmp_path):
+    model, split, test = memorised
+    unlearned = FineTune(epochs=1, batch_size=16)(model, split)
+    return [model, unlearned, split, test], {"build": toy_net, "recipe": RECIPE, "store": tmp_path, "workers": 1, "device": "cpu"}
+
+
+def test_standard_1_is_what_it_was():
+    """Frozen: who changes this line needs a new name."""
+    assert repr(PROTOCOLS["standard-1"]) == (
+        "Protocol(name='standard-1', n_retrained=3, n_shadows=32, attacks=(LossThreshold(), LiRA(online=True, variance='shrunk', prior_weight=10.0), "
+        "RMIA(online=True, gamma=2.0, signal='softmax', offline_a=None)), control=RandomLabel(epochs=10, lr=0.01, batch_size=128, weight_decay=0.0005, "
+        "schedule=Constant(), use_retain=True, exclude_true=False, draw='epoch', batchnorm='train', mix='shuffled')" + ", fpr=0.01, seed=0)"
+    )
+
+
+def test_what_is_missing_is_trained_once_and_every_anchor_is_there(short, arguments):
+    given, options = arguments
+    result = standard_audit(*given, **options)
+    assert [m.name for m in result.models] == ["original", "unlearned", "control", "retrained", "retrained 2", "retrained 3"]
+    assert [v.model for v in result.verdicts] == ["original", "unlearned", "control"] and result.protocol == "standard-1"
+    assert result.sizes["shadow_models"] == 8 and result.floor is not None
+    assert result.to_dict()["protocol"] == "standard-1"
+    kinds = [cell.kind for cell in expunge.store.Store(options["store"]).cells()] if hasattr(expunge, "store") else None
+    assert kinds is None or kinds.count("retrained") == 3
+    with expunge.measure_cost() as cost:
+        again = standard_audit(*given, **options)
+    assert cost.backward.total() == 0  # nothing is trained again
+    assert again["RMIA", "unlearned"].auc == result["RMIA", "unlearned"].auc
+
+
+def test_the_original_that_knows_wrong_labels_by_heart_is_told_from_retraining(short, arguments):
+    given, options = arguments
+    result = standard_audit(*given, **options)
+    assert result.verdict("original").word == DISTINGUISHABLE
+    assert "corrected for 3 comparisons" in result.verdict("original").text
+
+
+def test_retrained_models_that_are_there_are_taken_and_the_rest_is_trained(short, arguments):
+    (model, unlearned, split, test), options = arguments
+    mine = [Retrain(build=toy_net, recipe=RECIPE)(model, split, seed=s) for s in (7, 8)]
+    result = standard_audit(model, {"mine": unlearned}, split, test, retrained=mine, **options)
+    assert [m.name for m in result.models][-3:] == ["retrained", "retrained 2", "retrained 3"]
+    direct = expunge.audit({"r": mine[0]}, split, test)
+    assert result["LossThreshold", "retrained"].auc == direct["LossThreshold", "r"].auc
+
+
+def test_a_control_that_is_not_seen_raises_a_flag_and_one_that_is_does_not(short, arguments, monkeypatch):
+    (model, unlearned, split, test), options = arguments
+    names = {flag.name for flag in standard_audit(model, unlearned, split, test, **options).flags}
+    nothing_done = dataclasses.replace(short, control=RandomLabel(epochs=1, lr=1e-12))
+    monkeypatch.setitem(PROTOCOLS, "standard-1", nothing_done)
+    retrained = Retrain(build=toy_net, recipe=RECIPE)(model, split, seed=9)  # an original that never saw the forget set: nothing to be seen
+    blind = standard_audit(retrained, unlearned, split, test, **options)
+    assert blind.verdict("control").word == CANNOT_TELL and "ControlUndetected" in {flag.name for flag in blind.flags}
+    assert "ControlUndetected" not in names
+
+
+def test_a_protocol_that_is_bent_is_refused(short, arguments):
+    (model, unlearned, split, test), options = arguments
+    with pytest.raises(MissingError, match="no protocol named 'standard-2'; did you mean 'standard-1'"):
+        standard_audit(model, unlearned, split, test, protocol="standard-2", **options)
+    with pytest.raises(ConfigError, match="not be called original, retrained, control"):
+        standard_audit(model, {"control": unlearned}, split, test, **options)
+    with pytest.raises(ConfigError, match="at least one"):
+        standard_audit(model, {}, split, test, **options)
+    with pytest.raises(DataError, match="a split without them"):
+        standard_audit(model, unlearned, expunge.forget_only(split.forget), test, **options)
+    few = expunge.train_shadow_models(
+        toy_net, split.train, test, n=2, recipe=Recipe(epochs=1), store=options["store"], workers=1, device="cpu"
+    )
+    with pytest.raises(DataError, match="needs 8 shadow models; got 2"):
+        standard_audit(model, unlearned, split, test, shadows=few, **options)
+
+
+def test_whole_classes_are_held_against_their_answers_too(short, memorised_class, tmp_path):
+    model, split, test = memorised_class
+    result = standard_audit(model, model, split, test, build=toy_net, recipe=RECIPE, store=tmp_path, workers=1, device="cpu")
+    verdict = result.verdict("unlearned")
+    assert verdict.word == DISTINGUISHABLE and any(c.name == "probability of 3" for c in verdict.contrasts)
+    assert torch.isfinite(torch.tensor([c.gap.value for c in verdict.contrasts])).all()
