@@ -1,17 +1,16 @@
 """The verdict: can this model be told from retrained ones, cannot it, or can this audit not say?
 
-Each contrast is one number of the unlearned model beside the same number of R retrained models, on the same samples:
+Each contrast is one number of the unlearned model beside the same number of R retrained models, on the same samples: D = a(U) − mean_j a(R_j). It is held against two widths:
 
-    D = a(U) − mean_j a(R_j),    half-width² = z² e² + t²_{R−1} s² (1 + 1/R)
+    w = √(z² e² + t²_{R−1} s² / R)              how well D is known: the 95 % interval that is shown
+    c = max(z e, t_{R−1} s √(1 + 1/R))          how far one more retrained model would be from the others by chance
 
-e is the error of D over samples (paired), s the standard deviation of a between retrained models. The second term is that of a prediction: if unlearning did
-nothing but retrain, U would be one more draw of such a model. With one retrained model s is unknown, and nothing can be said.
+e is the error of D over samples (paired), s the standard deviation of a between retrained models on these samples; with one retrained model s is unknown.
 
-    indistinguishable   every 95 % interval lies within ± margin             (an intersection of tests: no correction is needed)
-    distinguishable     some interval, corrected for the number of contrasts, leaves out 0
+    indistinguishable   every D ± w lies within ± margin             (an intersection of tests: no correction is needed)
+    distinguishable     some |D| > c, at a level corrected for the number of contrasts
     cannot tell         neither; then `needs` says what would decide it
 """
-
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -62,15 +61,24 @@ class Contrast:
         """Whether the interval lies within ± margin."""
         return self.n_references > 1 and -self.margin <= self.gap.low and self.gap.high <= self.margin
 
-    def reach(self, level: float = LEVEL, references: int | None = None, nonmembers: int = 1) -> float:
-        """Half the width of the interval, as it is, or with other numbers of retrained models, or so many times the non-members."""
+    def reach(self, references: int | None = None, nonmembers: int = 1) -> float:
+        """w, half the width of the interval: as it is, or with other numbers of retrained models, or so many times the non-members."""
         r = references or self.n_references
-        image_variance = self.member_variance + self.nonmember_variance / nonmembers
-        return half_width(image_variance, self.spread**2 * (1 + 1 / r), r, level)
+        return half_width(self._image_variance(nonmembers), self.spread**2 / r, r, LEVEL)
+
+    def chance(self, comparisons: int, references: int | None = None, nonmembers: int = 1) -> float:
+        """c, what one more retrained model would not exceed, corrected for so many comparisons."""
+        r, level = references or self.n_references, 1 - (1 - LEVEL) / comparisons
+        return max(
+            half_width(self._image_variance(nonmembers), 0.0, r, level), half_width(0.0, self.spread**2 * (1 + 1 / r), r, level)
+        )  # fmt: skip
 
     def differs(self, comparisons: int) -> bool:
-        """Whether the interval, corrected for so many comparisons, leaves out 0."""
-        return self.n_references > 1 and abs(self.gap.value) > self.reach(_corrected(comparisons))
+        """Whether the gap is larger than chance makes it, corrected for so many comparisons."""
+        return self.n_references > 1 and abs(self.gap.value) > self.chance(comparisons)
+
+    def _image_variance(self, nonmembers: int) -> float:
+        return self.member_variance + self.nonmember_variance / nonmembers
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON and the report."""
@@ -114,7 +122,7 @@ def area_contrast(name: str, mine: tuple[Tensor, Tensor], *references: tuple[Ten
     Example:
         >>> members, nonmembers = torch.linspace(0, 2, 50), torch.linspace(-1, 1, 50)
         >>> round(area_contrast("RMIA", (members, nonmembers), (members - 0.5, nonmembers), (members - 0.4, nonmembers)).gap.value, 3)
-        0.134
+        0.137
     """
     own, theirs = placements(*mine), [placements(*scores) for scores in references]
     sides = [a - torch.stack(bs).mean(0) for a, bs in zip(own[:2], zip(*(t[:2] for t in theirs), strict=True), strict=True)]
@@ -156,7 +164,7 @@ def class_contrasts(mine: Tensor, *references: Tensor, labels: Tensor, names: Se
 def judge(model: str, contrasts: Sequence[Contrast], *, n_references: int) -> Verdict:
     """The verdict on one model from its contrasts with the same retrained models."""
     contrasts = tuple(contrasts)
-    clearest = max(contrasts, key=lambda c: abs(c.gap.value) / (c.reach(_corrected(len(contrasts))) + 1e-12))
+    clearest = max(contrasts, key=lambda c: abs(c.gap.value) / c.chance(len(contrasts)))
     what = " and ".join(f"{_noun(kind)} within ±{MARGINS[kind]:g}" for kind in dict.fromkeys(c.kind for c in contrasts))
     if n_references < LEAST_REFERENCES:
         needs = (f"{LEAST_REFERENCES - n_references} more retrained models, to know how much they differ from one another",)
@@ -168,11 +176,9 @@ def judge(model: str, contrasts: Sequence[Contrast], *, n_references: int) -> Ve
         )
         return Verdict(model, INDISTINGUISHABLE, text, contrasts)
     if clearest.differs(len(contrasts)):
-        gap = clearest.gap
-        reach = clearest.reach(_corrected(len(contrasts)))
         text = (
-            f"{model} is distinguishable from retraining: its {clearest.name} differs by {gap.value:+.3f} [{gap.value - reach:+.3f}, {gap.value + reach:+.3f}] "
-            f"from {n_references} retrained models (95 %, corrected for {len(contrasts)} comparison{'s' * (len(contrasts) > 1)})."
+            f"{model} is distinguishable from retraining: its {clearest.name} differs by {clearest.gap:+.3f} from the mean of {n_references} retrained models, "
+            f"and one more of these would by at most {clearest.chance(len(contrasts)):.3f} (95 %, corrected for {len(contrasts)} comparison{'s' * (len(contrasts) > 1)})."
         )
         return Verdict(model, DISTINGUISHABLE, text, contrasts)
     widest = max((c for c in contrasts if not c.within), key=lambda c: max(-c.gap.low, c.gap.high) / c.margin)
@@ -210,17 +216,14 @@ def _need(contrast: Contrast, comparisons: int) -> str:
     gap = abs(contrast.gap.value)
     for times in (1, 2, 4, 8, 16, MOST_TIMES_SAMPLES):
         for r in range(contrast.n_references + (times == 1), MOST_REFERENCES + 1):
-            if gap + contrast.reach(LEVEL, r, times) <= contrast.margin or gap > contrast.reach(_corrected(comparisons), r, times):
+            if gap + contrast.reach(r, times) <= contrast.margin or gap > contrast.chance(comparisons, r, times):
                 models = f"{r - contrast.n_references} more retrained models" if r > contrast.n_references else ""
                 images = f"{times} times as many test samples" if times > 1 else ""
                 return " and ".join(filter(None, (models, images))) + f" (for {contrast.name})"
-    best = contrast.reach(LEVEL, MOST_REFERENCES, MOST_TIMES_SAMPLES)
-    return f"more forget samples than there are (for {contrast.name}): with these no audit gets below ±{best + gap:.3f}"
-
-
-def _corrected(comparisons: int) -> float:
-    """Bonferroni's level for so many comparisons."""
-    return 1 - (1 - LEVEL) / comparisons
+    if contrast.spread > contrast.margin / 2:
+        return f"more than more models: retrained models differ from one another by as much (standard deviation {contrast.spread:.3f} in {contrast.name})"
+    best = gap + contrast.reach(MOST_REFERENCES, MOST_TIMES_SAMPLES)
+    return f"more forget samples than there are (for {contrast.name}): with these no audit gets below ±{best:.3f}"
 
 
 def _noun(kind: str) -> str:
