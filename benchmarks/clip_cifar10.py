@@ -5,7 +5,8 @@
 
 Plan: 5,000 training images (not augmented, so that 12 epochs memorise them), resnet_tiny, batches of 64, without clipping and with every convolution and
 linear layer clipped to 2, 1 and 0.5 (BatchNorm apart, as the paper does; every 20 steps, four times an epoch); 3 originals and 3 models retrained without 500
-random images (the same for all). AMUN with retain data (5 epochs) and without (10 epochs), two step sizes each, clipped as its original was. Two attacks on the 500:
+random images (the same for all). AMUN with retain data (5 epochs) and without (10 epochs), clipped as its original was, with the step size that `expunge.tune` chooses for each
+bound in four trials (on the first original and other samples, without the retrained models). Two attacks on the 500:
 the nearest examples (NearestDDN, AMUN's D_A here) and 20 steps of PGD to an L2 distance of 0.5; each example is shown to the other two originals (trained independently: how
 often does it fool them, with the same wrong label and with any) and to the retrained models. Writes docs/results/clip_cifar10.json and .md.
 """
@@ -32,8 +33,11 @@ from expunge.training.fleet import load_trained
 
 N_TRAIN, N_FORGET, SEEDS = 5_000, 500, 3
 CLIPS = {"none": None} | {f"{c:g}": Clip(max_norm=c, every=20) for c in (2.0, 1.0, 0.5)}
-METHODS = {f"AMUN, lr {lr:g}": AMUN(epochs=5, lr=lr) for lr in (0.1, 0.01)}
-METHODS |= {f"AMUN without retain data, lr {lr:g}": AMUN(lr=lr, use_retain=False) for lr in (0.01, 0.001)}
+METHODS = {
+    "AMUN": AMUN(epochs=5, lr=0.03, attack=NearestDDN()),
+    "AMUN without retain data": AMUN(lr=0.003, use_retain=False, attack=NearestDDN()),
+}
+TRIALS = 4
 
 
 class Experiment:
@@ -43,11 +47,17 @@ class Experiment:
         self.build, self.store = expunge.architecture("resnet_tiny", self.train), Store(pathlib.Path(store))
         self.split = expunge.forget_random(self.train, N_FORGET, seed=0)
 
+    def recipe(self, clip: str) -> Recipe:
+        return Recipe(epochs=12, lr=0.1, batch_size=64, clip=CLIPS[clip])
+
     def task(self, clip: str, seed: int, retrained: bool = False) -> TrainTask:
         positions = self.split.retain.ids if retrained else torch.arange(N_TRAIN)
-        recipe = Recipe(epochs=12, lr=0.1, batch_size=64, clip=CLIPS[clip])
         return TrainTask(
-            build=self.build, recipe=recipe, positions=positions, seed=seed + 100 * retrained, kind="retrained" if retrained else "original"
+            build=self.build,
+            recipe=self.recipe(clip),
+            positions=positions,
+            seed=seed + 100 * retrained,
+            kind="retrained" if retrained else "original",
         )
 
     def trained(self, tasks: list[TrainTask]) -> list:
@@ -59,10 +69,17 @@ class Experiment:
     def models(self, clip: str, retrained: bool = False) -> list:
         return [load_trained(cell, self.build) for cell in self.trained([self.task(clip, seed, retrained) for seed in range(SEEDS)])]
 
+    def tuned(self, clip: str, original) -> dict[str, AMUN]:
+        """Each method with the step size that suits models of this bound."""
+        clipped = {name: dataclasses.replace(method, clip=CLIPS[clip]) for name, method in METHODS.items()}
+        validation = self.test.subset(range(1, len(self.test), 4))
+        options = {"build": self.build, "recipe": self.recipe(clip), "trials": TRIALS, "store": self.store, "device": "cpu"}
+        return {name: expunge.tune(method, original, self.split, validation, **options).method for name, method in clipped.items()}
+
     def measured(self, clip: str) -> dict:
         """`measure`, kept in the store."""
         cell = self.store.cell(
-            "measured", {"clip": clip, "control": CLIPS[clip], "plan": [N_TRAIN, N_FORGET, SEEDS, METHODS], "revision": 1}
+            "measured", {"clip": clip, "control": CLIPS[clip], "plan": [N_TRAIN, N_FORGET, SEEDS, METHODS, TRIALS], "revision": 2}
         )
         cell.ensure(lambda: cell.finish(self.measure(clip)))
         return cell.result()
@@ -70,7 +87,7 @@ class Experiment:
     def measure(self, clip: str) -> dict:
         """One row a seed: the network's bound, distances, transfer, AMUN's gaps and the factors of its theorem."""
         originals, retrained = self.models(clip), self.models(clip, retrained=True)
-        yardstick, rows = [self.scores(model) for model in retrained], []
+        yardstick, rows, methods = [self.scores(model) for model in retrained], [], self.tuned(clip, originals[0])
         for seed, original in enumerate(originals):
             others = [model for k, model in enumerate(originals) if k != seed]
             near = NearestDDN()(original, self.split.forget)
@@ -81,8 +98,9 @@ class Experiment:
                 "nearest, retrained": shares(transfer(near, self.split.forget, retrained)),
                 "PGD 0.5": shares(self.transfer_of_pgd(original, others)),
             }
-            for name, method in METHODS.items():
-                unlearned = dataclasses.replace(method, adversarial=near, clip=CLIPS[clip])(original, self.split, seed=seed, device="cpu")
+            for name, method in methods.items():
+                unlearned = dataclasses.replace(method, adversarial=near)(original, self.split, seed=seed, device="cpu")
+                row[f"lr, {name}"] = method.lr
                 row[name] = self.scores(unlearned)
                 row[f"gap, {name}"] = gap(row[name], yardstick)
                 found = expunge.factors(original, self.split, near, unlearned=unlearned, retrained=retrained).to_dict()
@@ -142,6 +160,7 @@ def table(results: dict[str, dict]) -> str:
             for label in ("same", "any")
         },
         "average gap of the original": lambda row: gap(row["original"], row["retrained"]),
+        **{f"lr, {name}": lambda row, name=name: f"{row[f'lr, {name}']:.2g}" for name in METHODS},
         **{f"average gap, {name}": lambda row, name=name: row[f"gap, {name}"] for name in METHODS},
         **{f"C of the theorem, {name}": lambda row, name=name: row[f"C, {name}"] for name in METHODS},
     }
@@ -152,6 +171,7 @@ def table(results: dict[str, dict]) -> str:
             values = [column(row) for row in found["rows"]]
             if name.startswith("share farther") and found is results["none"]:
                 values = ["–"]
+            values = values[:1] if name.startswith("lr, ") else values  # the same for all seeds
             cells.append(", ".join(values) if isinstance(values[0], str) else f"{statistics.fmean(values):.3f} ± {half_width(values):.3f}")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
