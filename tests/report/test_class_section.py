@@ -33,6 +33,16 @@ def test_the_answers_stand_beside_those_of_retraining_yardsticks_first_and_in_it
     assert preferred[2][1] == "98"
 
 
+def test_the_confusion_row_of_every_model_stands_side_by_side(class_sample):
+    answers = class_sample["classes"][0]
+    head, *rows = rows_of(render(class_sample), "Share of the same images by the class that the model prefers (its confusion row), %")
+    order = [answers["classes"].index(column.split(" ")[0]) for column in head[1:]]
+    assert sorted(order) == list(range(10)) and {row[0].removesuffix(" yardstick") for row in rows} == {r["model"] for r in answers["rows"]}
+    by_name = {row["model"]: row["predicted"] for row in answers["rows"]}
+    for name, *shares in rows:
+        assert shares == [f"{100 * by_name[name.removesuffix(' yardstick')][c]:.0f}" for c in order]
+
+
 def test_the_strength_of_a_colour_grows_with_the_share(class_sample):
     (section,) = sections(class_sample["classes"], "retrained")
     shares = sorted((share for line in section.lines for share in line.answer), key=lambda s: int(s.text))

@@ -41,6 +41,11 @@ def area(estimate: Estimate | None) -> Cell:
     return _cell(estimate, lambda x: f"{x:.3f}")
 
 
+def probability(estimate: Estimate | None) -> Cell:
+    """A probability, in [0, 1], to two digits: of one image, no more can be known."""
+    return _cell(estimate, lambda x: f"{x:.2f}")
+
+
 def area_gap(estimate: Estimate | None) -> Cell:
     """A signed difference of AUCs."""
     return _cell(estimate, lambda x: _signed(x, 3))

@@ -16,13 +16,15 @@ from . import cells
 from .class_section import sections
 from .factors_section import section as factors_section
 from .figures import Look, histogram_figure, looks, roc_figure
+from .risk_section import section as risk_section
 from .spectrum_section import section as spectrum_section
 from .twins import folded, folded_name, in_figures, is_other, is_reference
+from .verdict_section import cards
 
 REQUIRED = ("models", "attacks")
-OPTIONAL = dict.fromkeys(
-    ("title", "created", "provenance", "reference", "sizes", "floor", "histograms", "classes", "factors", "spectra", "flags")
-)
+OPTIONAL = dict.fromkeys((
+    "title", "created", "protocol", "provenance", "reference", "sizes", "verdicts", "floor", "histograms", "classes", "risks", "factors", "spectra", "flags",
+))  # fmt: skip
 OPTIONAL_OF_MODEL = dict.fromkeys(("forget_test", "retain", "gaps", "seconds", "details"))
 OPTIONAL_OF_GAPS = dict.fromkeys(("forget_test",))
 OPTIONAL_OF_ATTACK = dict.fromkeys(("gap", "roc"))
@@ -65,9 +67,7 @@ def render(result: Mapping[str, Any], path: str | os.PathLike | None = None) -> 
     try:
         text = template().render(_view(result) | {"numbers": numbers})
     except (KeyError, UndefinedError) as error:
-        raise DataError(
-            f"every model and attack of a report must be complete; got one that is not ({error}). Pass audit.to_dict()."
-        ) from error
+        raise DataError(f"every part of a report must be complete; got one that is not ({error}). Pass audit.to_dict().") from error
     if path is not None:
         write_text(text, path)
     return text
@@ -98,7 +98,9 @@ def _view(result: Mapping[str, Any]) -> dict[str, Any]:
     answers = [row for c in result["classes"] or [] for row in c["rows"]]
     named = [m["name"] for m in models] + [row["model"] for row in (*attacks, *drawn, *histograms, *answers)]
     spectra = {name: found for name, found in (result["spectra"] or {}).items() if in_figures(name, every)}
-    names = list(dict.fromkeys([*named, *(result["factors"] or {}), *spectra]))
+    verdicts, risks = cards(result["verdicts"]), risk_section(result["risks"], every)
+    exposed = [risk.model for example in (risks.examples if risks else ()) for risk in example.risks]
+    names = list(dict.fromkeys([*named, *(result["factors"] or {}), *spectra, *(card.model for card in verdicts), *exposed]))
     look = looks(names, reference)
     gaps = [m["gaps"] for m in models if m["gaps"]]
     return {
@@ -120,6 +122,8 @@ def _view(result: Mapping[str, Any]) -> dict[str, Any]:
         "folded": folded_name(every),
         "twins": _one_by_one(every) if folded_name(every) else [],
         "histograms": _histograms(histograms, look),
+        "cards": verdicts,
+        "risks": risks,
         "sections": sections(result["classes"], reference),
         "factors": factors_section(result["factors"]),
         "spectra": spectrum_section(spectra, look),
