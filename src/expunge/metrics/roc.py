@@ -124,9 +124,10 @@ def tpr_at_fpr(
 ) -> Estimate:
     """The share of members found by the lowest threshold that lets through at most k = floor(fpr · n₀) non-members.
 
-    Ties are decided against the attacker: a member counts only if it scores strictly above the (k+1)-th highest non-member. The interval is
-    the percentile bootstrap over both groups, never narrower than the exact interval at the fixed threshold. It is refused, with the
-    reason, when k < 5, and noted as underpowered when k < 25.
+    Ties are decided against the attacker: a member counts only if it scores strictly above the (k+1)-th highest non-member. The interval
+    has the percentiles of the bootstrap over non-members, which move the threshold, and of Jeffreys' distribution of the share of members
+    above it; where none or all members are found it reaches as far as the exact interval (docs/results/coverage.md). It is refused, with
+    the reason, when k < 5, and noted as underpowered when k < 25.
 
     Args:
         members, nonmembers: scores, at least one each.
@@ -137,7 +138,7 @@ def tpr_at_fpr(
 
     Example:
         >>> print(tpr_at_fpr(torch.arange(1000.0) + 500, torch.arange(1000.0), fpr=0.1))
-        0.600 [0.566, 0.636]
+        0.600 [0.562, 0.637]
         >>> print(tpr_at_fpr(torch.arange(1000.0) + 500, torch.arange(1000.0), fpr=0.001))
         n/a (TPR at 0.1% FPR needs 5000 non-members, got 1000)
     """
@@ -193,16 +194,19 @@ def _staircase(members: Tensor, nonmembers: Tensor, fprs: list[float], *, level:
     hits = np.append(hits.numpy(), n1)
 
     # In a bootstrap sample the place of the (k+1)-th highest non-member is that order statistic of n₀ uniform numbers, hence Beta(k+1,
-    # n₀−k), and the resampled members above it are binomial. Drawing these two numbers is the full bootstrap, without ever resampling n
-    # values.
+    # n₀−k): drawing it is the bootstrap over non-members, without ever resampling n values. Of the share of members above it n₁ members
+    # tell Beta(h + ½, n₁ − h + ½), Jeffreys' distribution; resampled members would never leave h = 0, and miss the truth too often for small h.
     draw = np.random.default_rng(seed)
     places = draw.beta(false[:, None] + 1, np.maximum(n0 - false, 1)[:, None], size=(len(fprs), replicates)) * n0
     places = np.where((false == n0)[:, None], n0, np.minimum(places.astype(np.int64), n0 - 1))
-    shares = draw.binomial(n1, hits[places] / n1) / n1
+    shares = draw.beta(hits[places] + 0.5, n1 - hits[places] + 0.5)
     tail = (1 - check_level(level)) / 2
+    found = hits[false]
     low, high = np.quantile(shares, [tail, 1 - tail], axis=1)
-    exact = np.array([proportion_interval(int(h), n1, level) for h in hits[false]])
-    columns = (np.array(fprs), hits[false] / n1, np.minimum(low, exact[:, 0]), np.maximum(high, exact[:, 1]), false)
+    exact, all_or_none = np.array([proportion_interval(int(h), n1, level) for h in found]), (found == 0) | (found == n1)
+    low = np.minimum(np.where(all_or_none, np.minimum(low, exact[:, 0]), low), found / n1)
+    high = np.maximum(np.where(all_or_none, np.maximum(high, exact[:, 1]), high), found / n1)
+    columns = (np.array(fprs), found / n1, low, high, false)
     return RocBand(*(torch.tensor(column, dtype=torch.float64) for column in columns))
 
 
