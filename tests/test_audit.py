@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import expunge
+import expunge.report
 from expunge.audits import RMIA, LiRA, LossThreshold
 from expunge.audits.tables import as_text
 from expunge.data.images import ImageData
@@ -109,6 +110,36 @@ def test_flags_say_what_is_missing(result, models, memorised):
     fresh = expunge.audit({"original": models["retrained"][0]}, split, test)
     assert "ModelNeverMemorised" in {flag.name for flag in fresh.flags}
     assert alone.reference is None and alone.model("original").gaps is None
+
+
+def test_each_forget_sample_has_a_risk_under_each_model_and_the_most_exposed_have_pictures(result, memorised):
+    _, split, _ = memorised
+    assert set(result.risks) == {"original", "unlearned", "retrained", "retrained 2"}
+    risk = result.risks["original"]
+    assert torch.equal(risk.ids, split.forget.ids) and ((risk.low <= risk.probability) & (risk.probability <= risk.high)).all()
+    assert risk.probability.mean() > result.risks["retrained"].probability.mean() + 0.2  # wrong labels, known by heart
+    shown = result.to_dict()["risks"]
+    assert shown["by"] == "unlearned" and shown["n"] == 16
+    values = [example["risks"]["unlearned"]["value"] for example in shown["examples"]]
+    assert values == sorted(values, reverse=True)
+    first = shown["examples"][0]
+    position = int((split.forget.ids == first["id"]).nonzero())
+    assert first["class"] == split.train.classes[int(split.forget.labels[position])]
+    assert first["image"] == expunge.report.thumbnail(split.forget.fetch(torch.tensor([position]))[0])
+
+
+def test_without_shadow_models_there_are_no_risks(models, memorised):
+    _, split, test = memorised
+    assert expunge.audit({"original": models["original"]}, split, test).to_dict()["risks"] is None
+
+
+def test_verdicts_are_on_every_model_that_was_not_retrained(result, models, memorised):
+    _, split, test = memorised
+    assert [verdict.model for verdict in result.verdicts] == ["original", "unlearned"]
+    assert "needs 1 more retrained model," in result.verdict("original").text and result.verdict("original").text in str(result)
+    with pytest.raises(MissingError, match="no verdict on a model named 'retrained'"):
+        result.verdict("retrained")
+    assert expunge.audit({"original": models["original"]}, split, test).verdicts == []
 
 
 def test_every_flag_that_can_be_raised_is_documented():

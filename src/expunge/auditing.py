@@ -23,11 +23,12 @@ from .audits.result import Audit, Flag
 from .audits.rmia import RMIA
 from .audits.told_apart import ClassLeakage
 from .checks import choose
-from .data.images import Samples
+from .data.images import Samples, places
 from .data.split import Split
 from .device import device_of, resolve_device
 from .errors import ConfigError, DataError, HealthFlag
 from .metrics.signals import check_logits
+from .report import thumbnail
 from .spectral.spectrum import Spectrum
 from .training.inference import check_model, logits_of
 from .training.shadow import ShadowModels
@@ -101,10 +102,22 @@ def audit(
         progress.report("scoring models", done, len(named), name)
         answers[name] = scored(_logits(name, model, groups, device, flags), audited, named_attacks)
     progress.report("scoring models", len(named), len(named))
-    return assemble(
+    result = assemble(
         answers, audited, named_attacks, reference=reference_name, fpr=fpr, flags=flags, details=details, seconds=seconds, leakage=leakage,
         title=title, protocol=protocol, factors=dict(factors or {}), spectra=dict(spectra or {}),
     )  # fmt: skip
+    _show_exposed(result, split.forget)
+    return result
+
+
+def _show_exposed(result: Audit, forget: Samples) -> None:
+    """Adds pictures and class names of the most exposed forget samples, where images are grey or in colour."""
+    exposed = torch.tensor(result.most_exposed(), dtype=torch.int64)
+    positions = places(forget.ids, exposed) if len(exposed) else exposed
+    if len(positions) and forget.shape[0] in (1, 3):
+        for sample, image in zip(exposed.tolist(), forget.fetch(positions).cpu(), strict=True):
+            result.thumbnails[sample] = thumbnail(image.clamp(0, 1))
+    result.labels.update({s: forget.classes[int(forget.labels[p])] for s, p in zip(exposed.tolist(), positions.tolist(), strict=True)})
 
 
 def answers_of(

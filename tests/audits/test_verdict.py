@@ -42,8 +42,8 @@ def verdict_of(seed, *, shift, n=(200, 800), n_references=3, wobble=0.1, attacks
 
 @pytest.mark.parametrize("n_references", [3, 6])
 def test_a_model_that_is_one_more_retrained_model_is_called_distinguishable_in_at_most_five_per_cent(n_references):
-    alarms = sum(verdict_of(seed, shift=0.0, n_references=n_references).word == DISTINGUISHABLE for seed in range(120))
-    assert alarms <= 12  # 120 draws at 5 %: 12 or fewer with probability 0.99
+    alarms = sum(verdict_of(seed, shift=0.0, n_references=n_references).word == DISTINGUISHABLE for seed in range(60))
+    assert alarms <= 8  # 60 draws at 5 %: 8 or fewer with probability 0.997
 
 
 def test_without_the_spread_between_retrained_models_the_null_would_alarm_far_more_often():
@@ -88,7 +88,7 @@ def test_what_an_audit_says_it_needs_is_enough():
 @pytest.mark.parametrize("n_references", [1, 2])
 def test_too_few_retrained_models_cannot_tell_whatever_the_numbers(n_references):
     verdict = verdict_of(0, shift=5.0, n_references=n_references)
-    assert verdict.word == CANNOT_TELL and f"{3 - n_references} more retrained models" in verdict.text
+    assert verdict.word == CANNOT_TELL and f"{3 - n_references} more retrained model" in verdict.text
 
 
 def test_the_gap_is_to_the_mean_of_the_retrained_models_and_its_interval_is_the_formula():

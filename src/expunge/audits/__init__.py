@@ -7,6 +7,7 @@ from .decisions import Decisions, MIANNResult, compare, mia_nn_floor, neighbour_
 from .lira import LiRA, lira, lira_leave_one_out
 from .loss_threshold import LossThreshold
 from .mia_nn import MIANN
+from .risk import Exposure, Risk, benjamini_hochberg, exposure, membership_risk
 from .rmia import RMIA, choose_offline_a, rmia, rmia_leave_one_out, rmia_log_ratio, rmia_ratio, rmia_share
 from .told_apart import ULiRAResult
 from .u_lira import u_lira, u_lira_class, u_lira_floor
@@ -23,19 +24,24 @@ __all__ = [
     "Audited",
     "Contrast",
     "Decisions",
+    "Exposure",
     "LiRA",
     "LossThreshold",
     "MIANNResult",
     "MembershipAudit",
+    "Risk",
     "ULiRAResult",
     "Verdict",
     "area_contrast",
+    "benjamini_hochberg",
     "choose_offline_a",
     "class_contrasts",
     "compare",
+    "exposure",
     "judge",
     "lira",
     "lira_leave_one_out",
+    "membership_risk",
     "mia_nn_floor",
     "neighbour_of",
     "read_answers",

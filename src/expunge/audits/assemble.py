@@ -17,12 +17,16 @@ from ..metrics.signals import logit_margin
 from ..provenance import provenance
 from ..report.twins import is_other, is_reference
 from .audited import MEMBERS, Audited
-from .base import MembershipAudit
+from .base import MembershipAudit, signal_of_models
 from .class_answers import ClassAnswers, class_answers
+from .groups import has_mates
 from .health import health_flags
 from .result import AttackRow, Audit, Flag, ModelRow
+from .risk import Risk, membership_risk
 from .told_apart import ClassLeakage
 from .verdict import Verdict, area_contrast, class_contrasts, judge
+
+LEAST_SHADOWS = 6  # for the risk of single samples
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +80,7 @@ def assemble(
     result = Audit(
         models=models, attacks=rows, reference=reference, floor=max(twins, key=lambda gap: gap.value) if twins else None, flags=list(flags),
         sizes=audited.sizes, provenance=provenance() | audited.identity, classes=_classes(audited, answers, references, leakage),
-        verdicts=_verdicts(audited, answers, references), **extras,
+        verdicts=_verdicts(audited, answers, references), risks=_risks(audited, answers), **extras,
     )  # fmt: skip
     result.flags.extend(health_flags(result, audited.shadow_accuracy, [kind for kind, a in attacks.items() if a.needs_shadows]))
     return result
@@ -96,6 +100,22 @@ def _verdicts(audited: Audited, answers: Mapping[str, Scored], references: Seque
             shares = class_contrasts(*unseen, labels=audited.labels["forget_test"], names=audited.classes) if unseen else []
             found.append(judge(name, [*areas, *shares], n_references=len(theirs)))
     return found
+
+
+def _risks(audited: Audited, answers: Mapping[str, Scored]) -> dict[str, Risk]:
+    """Of each forget sample under each model; not where whole classes are forgotten: a class is known without any image being known by heart."""
+    if audited.n_shadows < LEAST_SHADOWS or audited.forget_classes:
+        return {}
+    labels, n = audited.scored_labels, len(audited.labels[MEMBERS])
+    shadow = signal_of_models(logit_margin, audited.shadow_logits, labels)
+    ids = torch.cat([audited.ids, -1 - torch.arange(len(labels) - n)])
+    paired = has_mates(audited.included)
+    return {
+        name: membership_risk(
+            torch.cat([mine.margins[MEMBERS], mine.margins[audited.nonmembers]]), shadow, audited.included, ids, drop_mates=paired
+        ).first(n)
+        for name, mine in answers.items()
+    }
 
 
 def _classes(audited: Audited, answers: Mapping[str, Scored], references: list[str], leakage: Sequence[ClassLeakage]) -> list[ClassAnswers]:

@@ -63,6 +63,11 @@ class Audited:
         return torch.cat([self.labels[MEMBERS], self.labels[self.nonmembers]])
 
     @property
+    def ids(self) -> Labels:
+        """What the forget samples are called."""
+        return torch.arange(len(self.labels[MEMBERS])) if self.forget_ids is None else self.forget_ids
+
+    @property
     def n_shadows(self) -> int:
         return 0 if self.shadow_logits is None else len(self.shadow_logits)
 

@@ -54,6 +54,15 @@ def mates(included: Included) -> Tensor:
     return complement.int().argmax(1)
 
 
+def has_mates(included: Included) -> bool:
+    """Whether models come in complementary pairs."""
+    try:
+        mates(included)
+    except DataError:
+        return False
+    return True
+
+
 def kept_models(included: Included, drop_mates: bool = True) -> Tensor:
     """Row t says which models may be read when model t is the target, bool (M, M): all but t and, if asked, its mate."""
     kept = ~torch.eye(len(included), dtype=torch.bool)

@@ -53,7 +53,7 @@ def lira(
     """
     _check(variance, prior_weight)
     check_groups(included, 2 if online else 0, 2)
-    centre, group_in, group_out = _moments(shadow, included)
+    centre, group_in, group_out = moments(shadow, included)
     return _compare(target.double() - centre, group_in, group_out, online, variance=variance, prior_weight=prior_weight)
 
 
@@ -86,7 +86,7 @@ def lira_leave_one_out(
     """
     _check(variance, prior_weight)
     kept = kept_models(included, drop_mates)
-    centre, all_in, all_out = _moments(shadow, included)
+    centre, all_in, all_out = moments(shadow, included)
     rows = []
     for t, target in enumerate(shadow):
         group_in, group_out = all_in, all_out
@@ -172,7 +172,7 @@ class Group(NamedTuple):
         return Gaussian(mean, square.clamp_min(FLOOR).sqrt())
 
 
-def _moments(shadow: Tensor, included: Tensor) -> tuple[Tensor, Group, Group]:
+def moments(shadow: Tensor, included: Tensor) -> tuple[Tensor, Group, Group]:
     """The mean of all models, and the IN and OUT groups of scores around it (centred, so that sums of squares lose no digits)."""
     centre = shadow.mean(0, dtype=torch.float64)
     everything = torch.zeros(3, *centre.shape, dtype=torch.float64)

@@ -14,9 +14,11 @@ from ..metrics.estimate import Estimate
 from ..metrics.gap import GROUPS, Gaps
 from ..metrics.roc import roc_band
 from ..report import write
+from ..report.twins import is_reference
 from ..spectral.spectrum import Spectrum
 from .class_answers import ClassAnswers
 from .factors import Factors
+from .risk import Risk
 from .tables import Table, as_text, notes, tables
 from .verdict import Verdict
 
@@ -97,6 +99,8 @@ class Audit:
         factors: of AMUN's theorem, by model, if they were measured (see `expunge.factors`).
         spectra: the layers' largest singular values, by model, if they were computed (see `expunge.spectrum`).
         verdicts: whether each model can be told from the retrained ones; empty without one.
+        risks: by model, for each forget sample the probability that an attacker gives to its having been trained on (see `audits.membership_risk`); empty without shadow models.
+        thumbnails, labels: pictures (as data URIs) and class names of the most exposed forget samples, by id.
         protocol: name of the frozen protocol that was followed, such as "standard-1", or None.
     """
 
@@ -113,6 +117,9 @@ class Audit:
     spectra: dict[str, Spectrum] = field(default_factory=dict)
     verdicts: list[Verdict] = field(default_factory=list)
     protocol: str | None = None
+    risks: dict[str, Risk] = field(default_factory=dict)
+    thumbnails: dict[int, str] = field(default_factory=dict, repr=False)
+    labels: dict[int, str] = field(default_factory=dict, repr=False)
 
     def __getitem__(self, key: tuple[str, str]) -> AttackRow:
         attack, model = key
@@ -165,8 +172,32 @@ class Audit:
             "spectra": {name: found.to_dict() for name, found in self.spectra.items()},
             "verdicts": [verdict.to_dict() for verdict in self.verdicts],
             "protocol": self.protocol,
+            "risks": self._risks(),
             "flags": [{"name": flag.name, "message": flag.message} for flag in self.flags],
         }
+
+    def most_exposed(self, k: int = 24) -> list[int]:
+        """Ids of the k forget samples whose risk is highest under the first audited model that is neither original nor retrained, else under the original."""
+        ranked_by = self._ranked_by()
+        return [] if ranked_by is None else [sample for sample, _ in self.risks[ranked_by].riskiest(k)]
+
+    def _ranked_by(self) -> str | None:
+        known = ("original", "control")
+        audited = [name for name in self.risks if name not in known and not is_reference(name, self.reference)]
+        return next(iter([*audited, *self.risks]), None)
+
+    def _risks(self) -> dict[str, Any] | None:
+        name = self._ranked_by()
+        if name is None:
+            return None
+        examples = [
+            {
+                "id": sample, "class": self.labels.get(sample), "image": self.thumbnails.get(sample),
+                "risks": {model: _plain(risk[sample]) for model, risk in self.risks.items()},
+            }
+            for sample in self.most_exposed()
+        ]  # fmt: skip
+        return {"n": self.sizes["forget"], "level": self.risks[name].level, "by": name, "examples": examples}
 
     def to_json(self, path: str | Path | None = None) -> str:
         """The result as JSON text; also written to `path` if given."""

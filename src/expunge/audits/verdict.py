@@ -167,7 +167,7 @@ def judge(model: str, contrasts: Sequence[Contrast], *, n_references: int) -> Ve
     clearest = max(contrasts, key=lambda c: abs(c.gap.value) / c.chance(len(contrasts)))
     what = " and ".join(f"{_noun(kind)} within ±{MARGINS[kind]:g}" for kind in dict.fromkeys(c.kind for c in contrasts))
     if n_references < LEAST_REFERENCES:
-        needs = (f"{LEAST_REFERENCES - n_references} more retrained models, to know how much they differ from one another",)
+        needs = (f"{_more(LEAST_REFERENCES - n_references)}, to know how much they differ from one another",)
         text = f"This audit cannot tell {model} from retraining or not: it has {n_references} retrained model{'s' * (n_references > 1)}, and needs {needs[0]}."
         return Verdict(model, CANNOT_TELL, text, contrasts, needs)
     if all(c.within for c in contrasts):
@@ -185,7 +185,7 @@ def judge(model: str, contrasts: Sequence[Contrast], *, n_references: int) -> Ve
     needs = tuple(dict.fromkeys(_need(c, len(contrasts)) for c in contrasts if not c.within))
     text = (
         f"This audit cannot tell whether {model} differs from retraining by more than ±{widest.margin:g}: its {widest.name} differs by "
-        f"{widest.gap.value:+.3f} [{widest.gap.low:+.3f}, {widest.gap.high:+.3f}] (95 %, {n_references} retrained models). It needs {'; '.join(needs)}."
+        f"{widest.gap.value:+.3f} [{widest.gap.low:+.3f}, {widest.gap.high:+.3f}] (95 %, {n_references} retrained models). To decide: {'; '.join(needs)}."
     )
     return Verdict(model, CANNOT_TELL, text, contrasts, needs)
 
@@ -217,13 +217,17 @@ def _need(contrast: Contrast, comparisons: int) -> str:
     for times in (1, 2, 4, 8, 16, MOST_TIMES_SAMPLES):
         for r in range(contrast.n_references + (times == 1), MOST_REFERENCES + 1):
             if gap + contrast.reach(r, times) <= contrast.margin or gap > contrast.chance(comparisons, r, times):
-                models = f"{r - contrast.n_references} more retrained models" if r > contrast.n_references else ""
+                models = _more(r - contrast.n_references) if r > contrast.n_references else ""
                 images = f"{times} times as many test samples" if times > 1 else ""
                 return " and ".join(filter(None, (models, images))) + f" (for {contrast.name})"
     if contrast.spread > contrast.margin / 2:
-        return f"more than more models: retrained models differ from one another by as much (standard deviation {contrast.spread:.3f} in {contrast.name})"
+        return f"for {contrast.name} no number of models would do, because retrained ones differ from one another by a standard deviation of {contrast.spread:.3f}"
     best = gap + contrast.reach(MOST_REFERENCES, MOST_TIMES_SAMPLES)
-    return f"more forget samples than there are (for {contrast.name}): with these no audit gets below ±{best:.3f}"
+    return f"for {contrast.name} more forget samples than there are: with these no audit gets below ±{best:.3f}"
+
+
+def _more(n: int) -> str:
+    return f"{n} more retrained model{'s' * (n > 1)}"
 
 
 def _noun(kind: str) -> str:
