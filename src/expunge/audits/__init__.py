@@ -4,57 +4,89 @@ from .answers_file import Answers, read_answers, save_answers
 from .audited import Audited
 from .base import MembershipAudit
 from .decisions import Decisions, MIANNResult, compare, mia_nn_floor, neighbour_of, two_sample_test
+from .ensemble import Ensemble, cauchy_combination, empirical_p_values, min_p
+from .label_only import LabelOnly, gap_accuracy, gap_attack, label_only_lira
 from .lira import LiRA, lira, lira_leave_one_out
 from .loss_threshold import LossThreshold
 from .mia_nn import MIANN
+from .quantile_mia import QuantileResult, quantile_mia
 from .risk import Exposure, Risk, benjamini_hochberg, exposure, membership_risk
 from .rmia import RMIA, choose_offline_a, rmia, rmia_leave_one_out, rmia_log_ratio, rmia_ratio, rmia_share
+from .ruli import RULIGame, ruli_efficacy, ruli_privacy, ruli_scores, vulnerability, vulnerable
+from .simple_mia import SimpleMIAResult, simple_mia
+from .svc_mia import SVCMIA, SVCMIAResult, efficacy_difference, efficacy_floor
 from .told_apart import ULiRAResult
 from .u_lira import u_lira, u_lira_class, u_lira_floor
 from .u_lira_pool import u_lira_pool
 from .verdict import Contrast, Verdict, area_contrast, class_contrasts, judge, share_contrast
+from .views import QueryView, predictions_over_views, query_views
 
-AUDITS: dict[str, type[MembershipAudit]] = {audit.name: audit for audit in (LossThreshold, LiRA, RMIA)}
+AUDITS: dict[str, type[MembershipAudit]] = {audit.name: audit for audit in (LossThreshold, LiRA, RMIA, Ensemble)}
 
 __all__ = [
     "AUDITS",
     "MIANN",
     "RMIA",
+    "SVCMIA",
     "Answers",
     "Audited",
     "Contrast",
     "Decisions",
+    "Ensemble",
     "Exposure",
+    "LabelOnly",
     "LiRA",
     "LossThreshold",
     "MIANNResult",
     "MembershipAudit",
+    "QuantileResult",
+    "QueryView",
+    "RULIGame",
     "Risk",
+    "SVCMIAResult",
+    "SimpleMIAResult",
     "ULiRAResult",
     "Verdict",
     "area_contrast",
     "benjamini_hochberg",
+    "cauchy_combination",
     "choose_offline_a",
     "class_contrasts",
     "compare",
+    "efficacy_difference",
+    "efficacy_floor",
+    "empirical_p_values",
     "exposure",
+    "gap_accuracy",
+    "gap_attack",
     "judge",
+    "label_only_lira",
     "lira",
     "lira_leave_one_out",
     "membership_risk",
     "mia_nn_floor",
+    "min_p",
     "neighbour_of",
+    "predictions_over_views",
+    "quantile_mia",
+    "query_views",
     "read_answers",
     "rmia",
     "rmia_leave_one_out",
     "rmia_log_ratio",
     "rmia_ratio",
     "rmia_share",
+    "ruli_efficacy",
+    "ruli_privacy",
+    "ruli_scores",
     "save_answers",
     "share_contrast",
+    "simple_mia",
     "two_sample_test",
     "u_lira",
     "u_lira_class",
     "u_lira_floor",
     "u_lira_pool",
+    "vulnerability",
+    "vulnerable",
 ]
