@@ -3,8 +3,11 @@
 from .answers_file import Answers, read_answers, save_answers
 from .audited import Audited
 from .base import MembershipAudit
+from .cka import LayerSimilarity, cka, cka_to_retrained
 from .decisions import Decisions, MIANNResult, compare, mia_nn_floor, neighbour_of, two_sample_test
 from .ensemble import Ensemble, cauchy_combination, empirical_p_values, min_p
+from .forgetting_score import ForgettingScore, Utility, forgetting_epsilon, forgetting_points, forgetting_score
+from .klom import KLoM, gaussian_kl, histogram_kl, klom, wasserstein
 from .label_only import LabelOnly, gap_accuracy, gap_attack, label_only_lira
 from .lira import LiRA, lira, lira_leave_one_out
 from .loss_threshold import LossThreshold
@@ -34,7 +37,10 @@ __all__ = [
     "Decisions",
     "Ensemble",
     "Exposure",
+    "ForgettingScore",
+    "KLoM",
     "LabelOnly",
+    "LayerSimilarity",
     "LiRA",
     "LossThreshold",
     "MIANNResult",
@@ -46,20 +52,29 @@ __all__ = [
     "SVCMIAResult",
     "SimpleMIAResult",
     "ULiRAResult",
+    "Utility",
     "Verdict",
     "area_contrast",
     "benjamini_hochberg",
     "cauchy_combination",
     "choose_offline_a",
+    "cka",
+    "cka_to_retrained",
     "class_contrasts",
     "compare",
     "efficacy_difference",
     "efficacy_floor",
     "empirical_p_values",
     "exposure",
+    "forgetting_epsilon",
+    "forgetting_points",
+    "forgetting_score",
     "gap_accuracy",
     "gap_attack",
+    "gaussian_kl",
+    "histogram_kl",
     "judge",
+    "klom",
     "label_only_lira",
     "lira",
     "lira_leave_one_out",
@@ -89,4 +104,5 @@ __all__ = [
     "u_lira_pool",
     "vulnerability",
     "vulnerable",
+    "wasserstein",
 ]
