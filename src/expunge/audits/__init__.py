@@ -12,7 +12,11 @@ from .label_only import LabelOnly, gap_accuracy, gap_attack, label_only_lira
 from .lira import LiRA, lira, lira_leave_one_out
 from .loss_threshold import LossThreshold
 from .mia_nn import MIANN
+from .over_unlearning import OverUnlearning, OverUnlearningResult
+from .probes import Probes, ProbesResult, probe_index
+from .prototypes import PrototypesResult, PrototypicalRelearning
 from .quantile_mia import QuantileResult, quantile_mia
+from .relearn import RelearnResult, RelearnTime, ain_of
 from .risk import Exposure, Risk, benjamini_hochberg, exposure, membership_risk
 from .rmia import RMIA, choose_offline_a, rmia, rmia_leave_one_out, rmia_log_ratio, rmia_ratio, rmia_share
 from .ruli import RULIGame, ruli_efficacy, ruli_privacy, ruli_scores, vulnerability, vulnerable
@@ -45,15 +49,24 @@ __all__ = [
     "LossThreshold",
     "MIANNResult",
     "MembershipAudit",
+    "OverUnlearning",
+    "OverUnlearningResult",
+    "Probes",
+    "ProbesResult",
+    "PrototypesResult",
+    "PrototypicalRelearning",
     "QuantileResult",
     "QueryView",
     "RULIGame",
+    "RelearnResult",
+    "RelearnTime",
     "Risk",
     "SVCMIAResult",
     "SimpleMIAResult",
     "ULiRAResult",
     "Utility",
     "Verdict",
+    "ain_of",
     "area_contrast",
     "benjamini_hochberg",
     "cauchy_combination",
@@ -83,6 +96,7 @@ __all__ = [
     "min_p",
     "neighbour_of",
     "predictions_over_views",
+    "probe_index",
     "quantile_mia",
     "query_views",
     "read_answers",
