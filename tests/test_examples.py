@@ -95,3 +95,13 @@ def test_the_code_in_the_readme_runs(tmp_path, monkeypatch, capsys):
     printed, shown = capsys.readouterr().out, readme.split("```text\n", 1)[1].split("```", 1)[0]
     for line in ("Accuracy in %, and average gap to retrained", "model ", "retrained 2", "attack ", "RMIA ", "Intervals: 95 %."):
         assert line in printed and line in shown
+
+
+def test_the_code_on_the_page_about_audits_runs(tmp_path, monkeypatch):
+    """One after another: those about white-box audits share their models."""
+    page, names = (FOLDER.parent / "docs" / "audits.md").read_text(), {}
+    blocks = [part.split("```", 1)[0] for part in page.split("```python\n")[1:]]
+    assert len(blocks) > 15
+    monkeypatch.chdir(tmp_path)
+    for block in blocks:
+        exec(block.replace("Recipe(epochs=10)", "Recipe(epochs=2)"), names)

@@ -19,6 +19,7 @@ from .audits.base import MembershipAudit
 from .audits.factors import Factors
 from .audits.lira import LiRA
 from .audits.loss_threshold import LossThreshold
+from .audits.measures import measure
 from .audits.result import Audit, Flag
 from .audits.rmia import RMIA
 from .audits.told_apart import ClassLeakage
@@ -50,6 +51,7 @@ def audit(
     leakage: Sequence[ClassLeakage] = (),
     factors: Mapping[str, Factors] | None = None,
     spectra: Mapping[str, Spectrum] | None = None,
+    measures: Sequence[str] = (),
     title: str = "Audit of unlearning",
     protocol: str | None = None,
     device: str | torch.device = "auto",
@@ -70,6 +72,7 @@ def audit(
         leakage: U-LiRA of the forgotten classes, from `class_leakage`, to be shown beside what the models answer on them.
         factors: of AMUN's theorem, from `expunge.factors` on this split, by the name of the unlearned model: why it is near to retraining or far from it.
         spectra: from `expunge.spectrum`, by the name of the model: how far its layers can stretch a change of their input.
+        measures: names of further measures, such as "agreement" or "probes" (`audits.MEASURES`, `expunge list measures`); they need retrained models.
         protocol: the name that the result should carry; set by `standard_audit`, which follows it.
         device: where models are scored; they stay where they are.
 
@@ -104,7 +107,7 @@ def audit(
     progress.report("scoring models", len(named), len(named))
     result = assemble(
         answers, audited, named_attacks, reference=reference_name, fpr=fpr, flags=flags, details=details, seconds=seconds, leakage=leakage,
-        title=title, protocol=protocol, factors=dict(factors or {}), spectra=dict(spectra or {}),
+        title=title, protocol=protocol, factors=dict(factors or {}), spectra=dict(spectra or {}), measures=measure(measures, models, split, test, device=device) if measures else [],
     )  # fmt: skip
     _show_exposed(result, split.forget)
     return result

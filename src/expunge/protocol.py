@@ -84,6 +84,7 @@ def standard_audit(
     seconds: Mapping[str, float] | None = None,
     factors: Mapping[str, Factors] | None = None,
     spectra: Mapping[str, Spectrum] | None = None,
+    measures: Sequence[str] = (),
     title: str = "Audit of unlearning",
     workers: int | str = "auto",
     device: str | torch.device = "auto",
@@ -99,7 +100,7 @@ def standard_audit(
         retrained: models that were retrained already, each with a seed of its own; more than the protocol asks for make the verdict sharper.
         shadows: shadow models of these data, if they are there already; at least as many as the protocol asks for.
         protocol: its name.
-        details, seconds, factors, spectra, title: as in `audit`; they change nothing in the verdicts.
+        details, seconds, factors, spectra, measures, title: as in `audit`; they change nothing in the verdicts.
         workers: processes that train side by side on a CPU. device: where models are trained and scored.
 
     Returns:
@@ -131,7 +132,7 @@ def standard_audit(
     control = unlearn_stored(rules.control, original, split, build=build, store=store, seed=rules.seed, device=device)
     result = audit(
         {"original": original} | named | {CONTROL: control.model, "retrained": [*retrained, *trained]}, split, test,
-        attacks=rules.attacks, shadows=shadows, fpr=rules.fpr, protocol=rules.name, title=title, factors=factors, spectra=spectra, device=device,
+        attacks=rules.attacks, shadows=shadows, fpr=rules.fpr, protocol=rules.name, title=title, factors=factors, spectra=spectra, measures=measures, device=device,
         details={CONTROL: f"the original, made to answer forget samples at random: {rules.control!r}"} | dict(details or {}),
         seconds={CONTROL: control.seconds} | dict(seconds or {}),
     )  # fmt: skip

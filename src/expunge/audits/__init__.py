@@ -11,6 +11,7 @@ from .klom import KLoM, gaussian_kl, histogram_kl, klom, wasserstein
 from .label_only import LabelOnly, gap_accuracy, gap_attack, label_only_lira
 from .lira import LiRA, lira, lira_leave_one_out
 from .loss_threshold import LossThreshold
+from .measures import MEASURES, Measured, measure
 from .mia_nn import MIANN
 from .over_unlearning import OverUnlearning, OverUnlearningResult
 from .probes import Probes, ProbesResult, probe_index
@@ -32,6 +33,7 @@ AUDITS: dict[str, type[MembershipAudit]] = {audit.name: audit for audit in (Loss
 
 __all__ = [
     "AUDITS",
+    "MEASURES",
     "MIANN",
     "RMIA",
     "SVCMIA",
@@ -48,6 +50,7 @@ __all__ = [
     "LiRA",
     "LossThreshold",
     "MIANNResult",
+    "Measured",
     "MembershipAudit",
     "OverUnlearning",
     "OverUnlearningResult",
@@ -91,6 +94,7 @@ __all__ = [
     "label_only_lira",
     "lira",
     "lira_leave_one_out",
+    "measure",
     "membership_risk",
     "mia_nn_floor",
     "min_p",

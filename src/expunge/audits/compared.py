@@ -85,7 +85,7 @@ def difference(own: Float[Tensor, " N"], references: Float[Tensor, "M N"], level
         DataError: fewer than two samples, or NaN.
 
     Example:
-        >>> print(difference(torch.tensor([1.0, 0.0, 1.0, 1.0]).double(), torch.zeros(1, 4).double(), bounds=1))
+        >>> print(difference(torch.tensor([1.0, 0.0, 1.0, 1.0]).double(), torch.zeros(1, 4).double(), bounds=1.0))
         0.750 [0.260, 1.000]
     """
     apart = own.double() - references.double().mean(0)

@@ -18,6 +18,7 @@ from ..report.twins import is_reference
 from ..spectral.spectrum import Spectrum
 from .class_answers import ClassAnswers
 from .factors import Factors
+from .measures import Measured
 from .risk import Risk
 from .tables import Table, as_text, notes, tables
 from .verdict import Verdict
@@ -99,6 +100,7 @@ class Audit:
         factors: of AMUN's theorem, by model, if they were measured (see `expunge.factors`).
         spectra: the layers' largest singular values, by model, if they were computed (see `expunge.spectrum`).
         verdicts: whether each model can be told from the retrained ones; empty without one.
+        measures: further ones that were asked for (see `audits.MEASURES`).
         risks: by model, for each forget sample the probability that an attacker gives to its having been trained on (see `audits.membership_risk`); empty without shadow models.
         thumbnails, labels: pictures (as data URIs) and class names of the most exposed forget samples, by id.
         protocol: name of the frozen protocol that was followed, such as "standard-1", or None.
@@ -117,6 +119,7 @@ class Audit:
     spectra: dict[str, Spectrum] = field(default_factory=dict)
     verdicts: list[Verdict] = field(default_factory=list)
     protocol: str | None = None
+    measures: list[Measured] = field(default_factory=list)
     risks: dict[str, Risk] = field(default_factory=dict)
     thumbnails: dict[int, str] = field(default_factory=dict, repr=False)
     labels: dict[int, str] = field(default_factory=dict, repr=False)
@@ -172,6 +175,7 @@ class Audit:
             "spectra": {name: found.to_dict() for name, found in self.spectra.items()},
             "verdicts": [verdict.to_dict() for verdict in self.verdicts],
             "protocol": self.protocol,
+            "measures": [found.to_dict() for found in self.measures],
             "risks": self._risks(),
             "flags": [{"name": flag.name, "message": flag.message} for flag in self.flags],
         }

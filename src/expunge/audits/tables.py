@@ -41,6 +41,7 @@ def tables(result: Plain) -> list[Table]:
         *(table for answers in result.get("classes") or [] for table in _class_tables(answers)),
         *([factor_table(result["factors"])] if result.get("factors") else []),
         *([_spectrum_table(every)] if every.get("spectra") else []),
+        *([_measure_table(result["measures"])] if result.get("measures") else []),
     ]  # fmt: skip
 
 
@@ -113,6 +114,11 @@ def _spectrum_table(result: Plain) -> Table:
         ["model", "largest σ₁", "layer", "Lipschitz bound"],
         [[name, *_norms(spectra)] for name, spectra in rows.items()],
     )
+
+
+def _measure_table(measures: list[Plain]) -> Table:
+    rows = [[m["quantity"], m["model"], number(m["value"]), m["like"], number(m["floor"])] for m in measures]
+    return Table("Further measures", ["what", "model", "value", "for retrained", "floor: between retrained"], rows)
 
 
 def _norms(spectra: list[Plain]) -> list[str]:

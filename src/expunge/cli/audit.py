@@ -99,6 +99,10 @@ def audit(
             "each forget sample (up to some 150 forward and backward passes), and seconds for each model.",
         ),
     ] = False,
+    measure: Annotated[
+        list[str] | None,
+        typer.Option("--measure", metavar="NAME", help="A further measure (`expunge list measures`); may be repeated.", show_default=False),
+    ] = None,
     fpr: Annotated[
         float, typer.Option("--fpr", metavar="X", help="False-positive rate at which true positives are counted, in (0, 1).")
     ] = FPR,
@@ -133,7 +137,7 @@ def audit(
     check_writable(save_answers, force)
     if answers is not None:
         given = {"--original": original, "--data": data, "--unlearned": unlearned, "--retrained": retrained, "--protocol": protocol}
-        if any(given.values()) or shadows or factors or save_answers:
+        if any(given.values()) or shadows or factors or measure or save_answers:
             raise typer.BadParameter("expected --answers alone, or models and data; the file names its models.", param_hint="--answers")
         return _show(_of_answers(answers, fpr), html, json)
     if original is None or data is None:
@@ -156,7 +160,7 @@ def audit(
     if shadows or protocol:
         check_as_trained(named["original"], metadata["original"])
         training = training_for(metadata["original"], build, settings, "retrained and shadow models" if protocol else "shadow models")
-    diagnosis = diagnosis_of(models, split, device) if factors else {}
+    diagnosis = (diagnosis_of(models, split, device) if factors else {}) | {"measures": measure or []}
     if protocol:
         if shadows or fpr != FPR or seed or save_answers:
             raise ConfigError(

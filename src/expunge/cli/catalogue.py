@@ -16,6 +16,7 @@ KINDS = {
     "methods": "method",
     "attacks": "attack",
     "audits": "audit",
+    "measures": "measure",
     "datasets": "dataset",
     "architectures": "architecture",
     "controls": "control",
@@ -62,7 +63,9 @@ def show(
     from ..checks import choose
 
     known = {key: (kind, found) for kind, registry in registries().items() for key, found in registry.items()}
-    kind, found = known[choose("method, attack, audit, dataset, architecture or control", name, known, "`expunge list` shows all.")]
+    kind, found = known[
+        choose("method, attack, audit, measure, dataset, architecture or control", name, known, "`expunge list` shows all.")
+    ]
     settings = _settings(found)
     published = getattr(found, "published", {})
     if json:
@@ -83,14 +86,14 @@ def show(
 def registries() -> dict[str, dict[str, Any]]:
     """Everything that has a name, by kind."""
     from ..attacks import ATTACKS
-    from ..audits import AUDITS
+    from ..audits import AUDITS, MEASURES
     from ..data.load import DATASETS
     from ..methods import METHODS
     from ..models import ARCHITECTURES
     from ..spectral import CONTROLS
 
     return {
-        "methods": METHODS, "attacks": ATTACKS, "audits": AUDITS, "datasets": DATASETS, "architectures": ARCHITECTURES, "controls": CONTROLS,
+        "methods": METHODS, "attacks": ATTACKS, "audits": AUDITS, "measures": MEASURES, "datasets": DATASETS, "architectures": ARCHITECTURES, "controls": CONTROLS,
     }  # fmt: skip
 
 

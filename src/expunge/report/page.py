@@ -23,7 +23,7 @@ from .verdict_section import cards
 
 REQUIRED = ("models", "attacks")
 OPTIONAL = dict.fromkeys((
-    "title", "created", "protocol", "provenance", "reference", "sizes", "verdicts", "floor", "histograms", "classes", "risks", "factors", "spectra", "flags",
+    "title", "created", "protocol", "provenance", "reference", "sizes", "verdicts", "floor", "histograms", "classes", "risks", "factors", "spectra", "measures", "flags",
 ))  # fmt: skip
 OPTIONAL_OF_MODEL = dict.fromkeys(("forget_test", "retain", "gaps", "seconds", "details"))
 OPTIONAL_OF_GAPS = dict.fromkeys(("forget_test",))
@@ -100,7 +100,18 @@ def _view(result: Mapping[str, Any]) -> dict[str, Any]:
     spectra = {name: found for name, found in (result["spectra"] or {}).items() if in_figures(name, every)}
     verdicts, risks = cards(result["verdicts"]), risk_section(result["risks"], every)
     exposed = [risk.model for example in (risks.examples if risks else ()) for risk in example.risks]
-    names = list(dict.fromkeys([*named, *(result["factors"] or {}), *spectra, *(card.model for card in verdicts), *exposed]))
+    names = list(
+        dict.fromkeys(
+            [
+                *named,
+                *(result["factors"] or {}),
+                *spectra,
+                *(card.model for card in verdicts),
+                *exposed,
+                *(m["model"] for m in result["measures"] or []),
+            ]
+        )
+    )
     look = looks(names, reference)
     gaps = [m["gaps"] for m in models if m["gaps"]]
     return {
