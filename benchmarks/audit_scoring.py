@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python benchmarks/audit_scoring.py [--samples 60000] [--models 128]
 
 One thread. Every job runs in its own process, so that its peak memory is its own. A loop over the pairs or the samples would take hours: it
-runs on a part of the samples, and the time is extrapolated with its known growth (linear in the samples for LiRA, in samples × population
+runs on a part of the samples, and the time is extrapolated with its known growth (linear in the samples for LiRA and U-LiRA, in samples × population
 for RMIA). Prints a table to stderr and JSON to stdout.
 """
 
@@ -26,6 +26,8 @@ from torch import Tensor
 
 from expunge.audits.lira import lira, lira_leave_one_out
 from expunge.audits.rmia import rmia, rmia_leave_one_out, rmia_log_ratio
+from expunge.audits.u_lira import u_lira
+from expunge.audits.u_lira_pool import u_lira_pool
 from expunge.metrics.bootstrap import ResampledAUC, blocks, draw_counts, generator
 from expunge.metrics.roc import auc, tpr_at_fpr
 
@@ -71,6 +73,20 @@ def loop_lira(target: np.ndarray, shadow: np.ndarray, included: np.ndarray, n: i
         value = 0.0
         for sign, group in ((1, shadow[included[:, i], i]), (-1, shadow[~included[:, i], i])):
             value += sign * (-0.5 * ((target[i] - group.mean()) / group.std(ddof=1)) ** 2 - math.log(group.std(ddof=1)))
+
+
+def loop_u_lira_pool(after: np.ndarray, included: np.ndarray, n: int) -> None:
+    """Each model in turn the target, its mate left out too, the fits of one sample after the other, for n of them; without the interval."""
+    for t in range(len(after)):
+        kept = np.arange(len(after)) // 2 != t // 2  # models 2k and 2k + 1 are mates
+        scores = np.empty(n)
+        for i in range(n):
+            seen, column = included[kept, i], after[kept, i]
+            scores[i] = 0.0
+            for sign, group in ((1, column[seen]), (-1, column[~seen])):
+                scores[i] += sign * (-0.5 * ((after[t, i] - group.mean()) / group.std(ddof=1)) ** 2 - math.log(group.std(ddof=1)))
+        members, nonmembers = scores[included[t, :n]], np.sort(scores[~included[t, :n]])
+        (np.searchsorted(nonmembers, members) / len(nonmembers)).mean()
 
 
 def loop_rmia(ratio: np.ndarray, n: int) -> None:
@@ -123,6 +139,9 @@ def main() -> None:
         run("LiRA, offline", lambda: lira(*inputs, online=False)),
         run("LiRA, a loop over samples", lambda: loop_lira(*arrays, part), n / part),
         run("LiRA, every model by the others", lambda: lira_leave_one_out(*inputs[1:])),
+        run("U-LiRA, one target, half of the models unlearned", lambda: u_lira(inputs[0], inputs[1][: m // 2], inputs[1][m // 2 :])),
+        run("U-LiRA, the pool design, every model by the others, with intervals", lambda: u_lira_pool(*inputs[1:])),
+        run("U-LiRA, the pool design, a loop over models and samples", lambda: loop_u_lira_pool(*arrays[1:], 20), n / 20),
         run("RMIA, online", lambda: rmia(*inputs)),
         run("RMIA, offline", lambda: rmia(*inputs, online=False)),
         run("RMIA, a loop over samples", lambda: loop_rmia(ratio, part), n / part),
@@ -132,10 +151,10 @@ def main() -> None:
         run(f"AUC of {REPLICATES} bootstrap replicates, {N_SCORES} scores", bootstrap_auc),
         run(f"both, resampled one by one, {N_SCORES} scores", lambda: loop_bootstrap(50), REPLICATES / 50),
     ]
-    print(f"{'job':<62}{'CPU s':>10}{'wall s':>10}{'peak MiB':>10}", file=sys.stderr)
+    print(f"{'job':<70}{'CPU s':>10}{'wall s':>10}{'peak MiB':>10}", file=sys.stderr)
     for row in rows:
         mark = "*" if row["extrapolated_from"] else " "
-        print(f"{row['job']:<62}{row['cpu_seconds']:>9.3f}{mark}{row['wall_seconds']:>9.3f}{mark}{row['peak_mib']:>9.0f}", file=sys.stderr)
+        print(f"{row['job']:<70}{row['cpu_seconds']:>9.3f}{mark}{row['wall_seconds']:>9.3f}{mark}{row['peak_mib']:>9.0f}", file=sys.stderr)
     print("* extrapolated", file=sys.stderr)
     machine = {"processor": platform.machine(), "python": platform.python_version(), "torch": torch.__version__, "threads": 1}
     print(json.dumps({"samples": n, "models": m, "machine": machine, "rows": rows}, indent=1))

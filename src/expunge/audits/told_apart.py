@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple, final
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from scipy.special import stdtrit
@@ -98,8 +99,7 @@ class Terms(NamedTuple):
 
 def contrast(members: Tensor, nonmembers: Tensor, fpr: float) -> Terms:
     """The terms of one target, from the scores of samples that it forgot and of samples that it never saw."""
-    ranked_members, ranked = members.sort().values, nonmembers.sort().values
-    wins, losses = _share_below(members, ranked), _share_below(nonmembers, ranked_members)
+    wins, losses, ranked_members, ranked = _placed(members, nonmembers)
     accepted, rejected = (members > 0).double() / 2, (nonmembers <= 0).double() / 2
 
     n = len(nonmembers)
@@ -115,9 +115,24 @@ def contrast(members: Tensor, nonmembers: Tensor, fpr: float) -> Terms:
     return Terms(values, of_members, torch.stack([1 - losses, rejected, -slope * (nonmembers > thresholds[1])]))
 
 
-def _share_below(scores: Tensor, ranked: Tensor) -> Tensor:
-    """The share of `ranked` below each score, ties half."""
-    return (torch.searchsorted(ranked, scores) + torch.searchsorted(ranked, scores, right=True)).double() / (2 * len(ranked))
+def _placed(members: Tensor, nonmembers: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """For each member the share of non-members below it, for each non-member that of members below it (ties half); and both groups sorted.
+
+    One sort of all scores and counts along it: four searches of one group in the other take five times as long.
+    """
+    n1, n = len(members), len(members) + len(nonmembers)
+    scores = torch.cat([members, nonmembers]).numpy()
+    order = np.argsort(scores)
+    ordered, is_member = scores[order], order < n1
+    starts = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1]))  # of runs of equal scores
+    ends, counted = np.append(starts[1:], n), np.append(0, np.cumsum(is_member))
+    below, other = counted[starts] + counted[ends], starts + ends  # twice the members below a run, and twice all below it
+    if len(starts) < n:
+        below, other = (np.repeat(x, ends - starts) for x in (below, other))
+    shares = np.empty(n)
+    shares[order] = np.where(is_member, (other - below) / (2 * (n - n1)), below / (2 * n1))
+    found = shares[:n1], shares[n1:], ordered[is_member], ordered[~is_member]
+    return tuple(torch.from_numpy(x) for x in found)
 
 
 def _false_positives(fpr: float, n: int) -> int:

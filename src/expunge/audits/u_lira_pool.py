@@ -51,12 +51,12 @@ def u_lira_pool(
     m, n = after.shape
     values, influence = torch.empty(3, m, dtype=torch.float64), torch.zeros(3, n, dtype=torch.float64)
     for t, (row, member) in enumerate(zip(scores, included, strict=True)):
-        terms = contrast(row[member], row[~member], fpr)
+        seen, unseen = member.nonzero().flatten(), (~member).nonzero().flatten()
+        terms = contrast(row[seen], row[unseen], fpr)
         values[:, t] = terms.values
-        for who, of in ((member, terms.of_members), (~member, terms.of_nonmembers)):
-            influence[:, who] += (
-                (of - of.mean(1, keepdim=True)) * n / (of.shape[1] * m)
-            )  # so that the mean over the pool is the mean over the group
+        for who, of in ((seen, terms.of_members), (unseen, terms.of_nonmembers)):
+            centred = (of - of.mean(1, keepdim=True)) * (n / (len(who) * m))  # so that the mean over the pool is the mean over the group
+            influence.index_add_(1, who, centred)
     spread = values[:, pairs].mean(2).var(1) / len(pairs)
     fewest = int((~included).sum(1).min())
     found = estimates(values.mean(1), spread, influence, trials=len(pairs), n_nonmembers=fewest, fpr=fpr, level=level)
