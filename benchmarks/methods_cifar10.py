@@ -30,6 +30,7 @@ from expunge.costs import KINDS, Cost
 from expunge.data.pool import pool
 from expunge.errors import ModelError
 from expunge.methods import METHODS
+from expunge.metrics import ties_with_best
 from expunge.provenance import provenance
 from expunge.store import Store
 from expunge.stored import unlearn_stored
@@ -173,7 +174,7 @@ class Experiment:
                 "tuning": tunings.get(name), "paper": method.paper,
             }  # fmt: skip
         ranked = ["retrained", "original", *sorted(chosen, key=lambda n: rows[n]["gap"][0])]
-        tied = ties({n: [100 * next(r for r in a.models if r.name == n).gaps.average.value for a in audits] for n in chosen})
+        tied = ties_with_best({n: [100 * next(r for r in a.models if r.name == n).gaps.average.value for a in audits] for n in chosen})
         head = ["", "average gap", *(g.replace("_", " ") for g in groups), f"{attack} AUC", "cost, epochs", "s", "ties with the best"]
         lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
         for n in ranked:
@@ -199,13 +200,6 @@ def mean_t(values: list[float]) -> tuple[float, float]:
     """Mean, and half the width of its 95 % t interval."""
     n = len(values)
     return statistics.mean(values), float(stdtrit(n - 1, 0.975)) * statistics.stdev(values) / n**0.5 if n > 1 else float("nan")
-
-
-def ties(gaps: dict[str, list[float]]) -> set[str]:
-    """Methods that cannot be told from the one with the smallest mean gap: the 95 % t interval of the paired difference, over originals, holds 0."""
-    best = min(gaps, key=lambda name: statistics.mean(gaps[name]))
-    differences = {name: mean_t([a - b for a, b in zip(values, gaps[best], strict=True)]) for name, values in gaps.items()}
-    return {name for name, (mean, half) in differences.items() if mean - half <= 0}
 
 
 def shown(pair: tuple[float, float], digits: int = 1) -> str:
