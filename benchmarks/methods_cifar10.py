@@ -32,7 +32,7 @@ from expunge.errors import ModelError
 from expunge.methods import METHODS
 from expunge.metrics import ties_with_best
 from expunge.provenance import provenance
-from expunge.store import Store
+from expunge.store import Store, plain
 from expunge.stored import unlearn_stored
 from expunge.training.fleet import load_trained
 from expunge.tuning import development_split, tune
@@ -130,10 +130,26 @@ class Experiment:
                     continue
                 print(time.strftime("%H:%M:%S"), seed, name, repr(chosen), f"{run.seconds:.1f} s", flush=True)
 
+    def finished(self) -> dict[str, Method]:
+        """The methods that are tuned and have unlearned every original."""
+        cells = {kind: [cell.spec for cell in self.store.cells() if cell.kind == kind and cell.done] for kind in ("tuned", "unlearned")}
+        tuned = {text(spec["method"]) for spec in cells["tuned"] if spec["setting"] == self.setting}
+        there = {name: method for name, method in self.methods().items() if method.tunes is None or text(plain(method)) in tuned}
+
+        def complete(method: Method) -> bool:
+            chosen = text(plain(self.chosen(method)))
+            seeds = [
+                spec["seed"]
+                for spec in cells["unlearned"]
+                if text(spec["method"]) == chosen and ("forget_classes" in spec) == (self.setting == "class")
+            ]
+            return set(range(self.seeds)) <= set(seeds)
+
+        return {name: method for name, method in there.items() if complete(method)}
+
     def report(self) -> tuple[dict, str]:
         """One audit for each original; means over originals with 95 % t intervals."""
-        done = {cell.spec["method"]["class"] for cell in self.store.cells() if cell.kind == "tuned" and cell.done}
-        there = {name: method for name, method in self.methods().items() if type(method).__name__ in done or method.tunes is None}
+        there = self.finished()
         tunings, chosen = {n: self.tuned(m) for n, m in there.items() if m.tunes}, {n: self.chosen(m) for n, m in there.items()}
         retrained = [self.model("retrained", s, self.split) for s in range(self.seeds)]
         shadows, attacks = self.shadows(), [expunge.RMIA()]
@@ -194,6 +210,11 @@ class Experiment:
             "versions": provenance(), "retrain": repr(Retrain(build=self.build, recipe=self.recipe)),
         }  # fmt: skip
         return record, "\n".join(lines) + "\n"
+
+
+def text(record: dict) -> str:
+    """A stored record in a form that can be compared."""
+    return json.dumps(record, sort_keys=True)
 
 
 def mean_t(values: list[float]) -> tuple[float, float]:

@@ -10,6 +10,7 @@ from expunge.audits.tables import as_text
 from expunge.data.images import ImageData
 from expunge.errors import ConfigError, DataError, MissingError
 from expunge.methods import DELETE, FineTune, Retrain
+from expunge.store import Store
 from expunge.training.recipe import Recipe
 from expunge.training.shadow import train_shadow_models
 from toys import toy_net
@@ -124,8 +125,14 @@ def test_each_forget_sample_has_a_risk_under_each_model_and_the_most_exposed_hav
     assert values == sorted(values, reverse=True)
     first = shown["examples"][0]
     position = int((split.forget.ids == first["id"]).nonzero())
-    assert first["class"] == split.train.classes[int(split.forget.labels[position])]
+    assert first["label"] == split.train.classes[int(split.forget.labels[position])]
     assert first["image"] == expunge.report.thumbnail(split.forget.fetch(torch.tensor([position]))[0])
+
+
+def test_a_result_with_all_its_parts_can_be_kept_in_a_store(result, tmp_path):
+    cell = Store(tmp_path).cell("audit", {"of": "everything"})
+    cell.ensure(lambda: cell.finish(result.to_dict()))
+    assert cell.result() == json.loads(result.to_json())
 
 
 def test_without_shadow_models_there_are_no_risks(models, memorised):

@@ -121,7 +121,7 @@ def exposed(result, n=24, shape=(3, 32, 32)):
         return estimate(*(round(float(1 / (1 + np.exp(-z))), 4) for z in (centre, centre - 0.9, centre + 0.9)), n=16)
 
     examples = [
-        {"id": int(rng.integers(1000)), "class": classes[k % 5], "image": thumbnail(image), "risks": {m: risk(m, k) for m in models}}
+        {"id": int(rng.integers(1000)), "label": classes[k % 5], "image": thumbnail(image), "risks": {m: risk(m, k) for m in models}}
         for k, image in enumerate(pictures(n, shape))
     ]
     examples.sort(key=lambda example: -example["risks"]["original"]["value"])

@@ -60,7 +60,7 @@ def test_the_whole_page_is_shown_and_nothing_runs_or_leaves(shown, class_sample,
     text = json.dumps(result).replace("AMUN", SCRIPT).replace('"deer"', json.dumps(SCRIPT))
     hostile = json.loads(text) | {"title": f"Audit {SCRIPT}"}
     examples = hostile["risks"]["examples"]
-    examples[0]["class"] = SCRIPT
+    examples[0]["label"] = SCRIPT
     examples[1]["image"], examples[2]["image"] = "javascript:alert(1)", "https://example.org/cat.png"
     page = shown(hostile)
     assert page.run("document.title") == page.run("document.querySelector('h1').textContent") == f"Audit {SCRIPT}"
@@ -85,7 +85,7 @@ def test_the_page_is_never_wider_than_the_window(shown, class_sample, width):
     crowd = exposed(many, 2, (3, 50, 20))
     for example in crowd["risks"]["examples"]:
         example["risks"] |= {LONG: example["risks"]["AMUN"]}
-        example["class"] = "a class of " + 5 * "verylongname"
+        example["label"] = "a class of " + 5 * "verylongname"
     for result in (crowd, exposed(one | {"verdicts": one["verdicts"][1:2]}, 1, (1, 8, 8))):
         page = shown(light(result))
         page.show(width)

@@ -26,10 +26,10 @@ def test_each_image_is_shown_with_what_an_attacker_makes_of_it_under_every_model
     first = result["risks"]["examples"][0]
     html = render(result)
     words = Page(html).words
-    assert f"{first['class']} id {first['id']} 0 ½ 1 original" in words
+    assert f"{first['label']} id {first['id']} 0 ½ 1 original" in words
     for model, risk in first["risks"].items():
         assert f"{model} {risk['value']:.2f} {risk['low']:.2f} to {risk['high']:.2f}" in words
-    assert [image["alt"] for image in images(html)] == [f"forget image {e['id']}, {e['class']}" for e in result["risks"]["examples"]]
+    assert [image["alt"] for image in images(html)] == [f"forget image {e['id']}, {e['label']}" for e in result["risks"]["examples"]]
     assert [image["src"] for image in images(html)] == [e["image"] for e in result["risks"]["examples"]]
 
 
@@ -96,7 +96,7 @@ def test_without_any_picture_there_is_no_room_for_one(plain):
         example["image"] = None
     html = render(result)
     assert not images(html) and 'class="frame"' not in html and 'class="risks bare"' in html
-    del result["risks"]["examples"][0]["image"], result["risks"]["examples"][0]["class"]
+    del result["risks"]["examples"][0]["image"], result["risks"]["examples"][0]["label"]
     assert f"id {result['risks']['examples'][0]['id']} 0 ½ 1" in Page(render(result)).words
 
 
@@ -138,7 +138,7 @@ def test_an_incomplete_example_gets_a_clear_error(plain):
 def test_names_of_exposed_images_are_text(plain):
     result = exposed(plain, 1)
     example = result["risks"]["examples"][0]
-    example |= {"class": HOSTILE, "id": HOSTILE}
+    example |= {"label": HOSTILE, "id": HOSTILE}
     example["risks"] = {HOSTILE: example["risks"]["AMUN"]}
     html = render(result)
     page = Page(html)

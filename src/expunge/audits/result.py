@@ -196,7 +196,7 @@ class Audit:
             return None
         examples = [
             {
-                "id": sample, "class": self.labels.get(sample), "image": self.thumbnails.get(sample),
+                "id": sample, "label": self.labels.get(sample), "image": self.thumbnails.get(sample),
                 "risks": {model: _plain(risk[sample]) for model, risk in self.risks.items()},
             }
             for sample in self.most_exposed()

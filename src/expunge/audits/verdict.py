@@ -185,7 +185,7 @@ def judge(model: str, contrasts: Sequence[Contrast], *, n_references: int) -> Ve
     needs = tuple(dict.fromkeys(_need(c, len(contrasts)) for c in contrasts if not c.within))
     text = (
         f"This audit cannot tell whether {model} differs from retraining by more than ±{widest.margin:g}: its {widest.name} differs by "
-        f"{widest.gap.value:+.3f} [{widest.gap.low:+.3f}, {widest.gap.high:+.3f}] (95 %, {n_references} retrained models). To decide: {'; '.join(needs)}."
+        f"{widest.gap.value:+.3f} [{widest.gap.low:+.3f}, {widest.gap.high:+.3f}] (95 %, {n_references} retrained models). To decide: {_need(widest, len(contrasts))}."
     )
     return Verdict(model, CANNOT_TELL, text, contrasts, needs)
 
@@ -220,10 +220,10 @@ def _need(contrast: Contrast, comparisons: int) -> str:
                 models = _more(r - contrast.n_references) if r > contrast.n_references else ""
                 images = f"{times} times as many test samples" if times > 1 else ""
                 return " and ".join(filter(None, (models, images))) + f" (for {contrast.name})"
-    if contrast.spread > contrast.margin / 2:
-        return f"for {contrast.name} no number of models would do, because retrained ones differ from one another by a standard deviation of {contrast.spread:.3f}"
-    best = gap + contrast.reach(MOST_REFERENCES, MOST_TIMES_SAMPLES)
-    return f"for {contrast.name} more forget samples than there are: with these no audit gets below ±{best:.3f}"
+    forget = half_width(contrast.member_variance, 0.0, 1, LEVEL)  # what is left with all the models and test samples in the world
+    if gap + forget > contrast.margin and forget > gap:
+        return f"for {contrast.name} more forget samples than there are: with these no audit gets below ±{gap + forget:.3f}"
+    return f"for {contrast.name} no number of models would do, because retrained ones differ from one another by a standard deviation of {contrast.spread:.3f}"
 
 
 def _more(n: int) -> str:

@@ -60,7 +60,7 @@ def section(risks: Mapping[str, Any] | None, result: Mapping[str, Any]) -> Secti
 
 
 def _example(example: Mapping[str, Any], result: Mapping[str, Any]) -> Example:
-    label = example.get("class")
+    label = example.get("label")
     return Example(
         str(example["id"]),
         None if label is None else str(label),
