@@ -28,7 +28,7 @@ from .training.recipe import Recipe
 from .training.schedules import Step
 from .training.shadow import train_shadow_models
 
-REVISION = 2  # raised when the audit's numbers change, so that a stored result of an older version is not shown
+REVISION = 3  # raised when the audit's numbers change, so that a stored result of an older version is not shown
 
 
 @final
