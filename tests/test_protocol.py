@@ -71,6 +71,14 @@ def test_retrained_models_that_are_there_are_taken_and_the_rest_is_trained(short
     assert result["LossThreshold", "retrained"].auc == direct["LossThreshold", "r"].auc
 
 
+def test_a_retrained_model_that_the_protocol_would_train_itself_is_not_counted_twice(short, arguments):
+    (model, unlearned, split, test), options = arguments
+    mine = expunge.train_model(toy_net, split.retain, RECIPE, seed=1, device="cpu")  # the protocol's first seed
+    result = standard_audit(model, unlearned, split, test, retrained=[mine], **options)
+    margins = [result.model(name).margins["test"] for name in ("retrained", "retrained 2", "retrained 3")]
+    assert not any(torch.equal(margins[i], margins[j]) for i, j in ((0, 1), (0, 2), (1, 2)))
+
+
 def test_a_control_that_is_not_seen_raises_a_flag_and_one_that_is_does_not(short, arguments, monkeypatch):
     (model, unlearned, split, test), options = arguments
     names = {flag.name for flag in standard_audit(model, unlearned, split, test, **options).flags}

@@ -97,3 +97,7 @@ class NoNullFloor(HealthFlag):
 
 class ControlUndetected(HealthFlag):
     """The audit does not see through its control, a model that was made to answer forget samples at random."""
+
+
+class LabelsOnly(HealthFlag):
+    """The audit saw predicted labels and no confidence: attacks that need it were not possible."""

@@ -8,7 +8,7 @@ give random labels on the forget set, which an audit that can see anything must 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import nn
@@ -28,6 +28,7 @@ from .data.split import Split
 from .errors import ConfigError, DataError
 from .methods.base import Method
 from .methods.random_label import RandomLabel
+from .models.checkpoint import model_hash
 from .spectral.spectrum import Spectrum
 from .store import Store
 from .stored import unlearn_stored
@@ -124,11 +125,10 @@ def standard_audit(
     named = dict(unlearned) if isinstance(unlearned, Mapping) else {"unlearned": unlearned}
     _check(named, split, shadows, rules)
     store = store if isinstance(store, Store) else Store(store)
-    trained = _retrained(split, test, build, recipe, store, rules, max(0, rules.n_retrained - len(retrained)), workers, device)
+    where = {"workers": workers, "device": device}
+    trained = _retrained(split, test, build, recipe, store, rules, retrained, **where)
     if shadows is None:
-        shadows = train_shadow_models(
-            build, split.train, test, n=rules.n_shadows, recipe=recipe, store=store, seed=rules.seed, workers=workers, device=device
-        )
+        shadows = train_shadow_models(build, split.train, test, n=rules.n_shadows, recipe=recipe, store=store, seed=rules.seed, **where)
     control = unlearn_stored(rules.control, original, split, build=build, store=store, seed=rules.seed, device=device)
     result = audit(
         {"original": original} | named | {CONTROL: control.model, "retrained": [*retrained, *trained]}, split, test,
@@ -147,25 +147,20 @@ def standard_audit(
 
 
 def _retrained(
-    split: Split,
-    test: Samples,
-    build: Build,
-    recipe: Recipe,
-    store: Store,
-    rules: Protocol,
-    n: int,
-    workers: int | str,
-    device: str | torch.device,
+    split: Split, test: Samples, build: Build, recipe: Recipe, store: Store, rules: Protocol, given: Sequence[nn.Module], **where: Any
 ) -> list[nn.Module]:
-    positions = split.retain.ids
-    tasks = [
-        TrainTask(
-            build=build, recipe=recipe, positions=positions, seed=rules.seed + 1 + k, kind="retrained", name=f"retrained model {k + 1}"
-        )
-        for k in range(n)
-    ]
-    cells = train_fleet(tasks, pool(split.train, test), store, workers=workers, device=device) if tasks else []
-    return [load_trained(cell, build) for cell in cells]
+    """The retrained models that are wanting, with seeds from 1 on; one that is among those given is passed over."""
+    known, found, seed = {model_hash(model) for model in given}, [], rules.seed
+    while len(given) + len(found) < rules.n_retrained:
+        seeds = range(seed + 1, seed + 1 + rules.n_retrained - len(given) - len(found))
+        tasks = [
+            TrainTask(build=build, recipe=recipe, positions=split.retain.ids, seed=s, kind="retrained", name=f"retrained model {s}")
+            for s in seeds
+        ]
+        models = [load_trained(cell, build) for cell in train_fleet(tasks, pool(split.train, test), store, **where)]
+        found += [model for model in models if model_hash(model) not in known]
+        seed = seeds[-1]
+    return found
 
 
 def _check(named: Mapping[str, nn.Module], split: Split, shadows: ShadowModels | None, rules: Protocol) -> None:

@@ -54,13 +54,15 @@ def test_saved_answers_of_models_give_the_models_audit_again(memorised, tmp_path
         toy_net, split.train, test, n=6, recipe=expunge.Recipe(epochs=2), store=tmp_path / "runs", workers=1, device="cpu"
     )
     attacks = [LossThreshold(), LiRA(), RMIA()]
-    direct = expunge.audit({"original": model, "retrained": toy_net()}, split, test, shadows=shadows, attacks=attacks)
-    found = expunge.answers_of({"original": model, "retrained": toy_net()}, split, test, shadows=shadows)
+    models = {"original": model, "retrained": toy_net()}
+    direct = expunge.audit(models, split, test, shadows=shadows, attacks=attacks)
+    found = expunge.answers_of(models, split, test, shadows=shadows)
     save_answers(tmp_path / "a.npz", found.audited, found.logits)
     again = audit_of(tmp_path / "a.npz")
     assert again["RMIA", "original"].auc == direct["RMIA", "original"].auc and again.sizes == direct.sizes
     assert again["LiRA", "original"].auc == direct["LiRA", "original"].auc
     assert {f.name for f in again.flags} == {f.name for f in direct.flags}
+    assert again.most_exposed() == direct.most_exposed() and set(again.most_exposed()) <= set(split.forget.ids.tolist())
 
 
 def test_saved_answers_on_forgotten_classes_give_the_models_audit_again(memorised_class, tmp_path):
@@ -82,6 +84,7 @@ def test_a_csv_file_says_the_same_as_an_npz_file(tmp_path):
                 writer.writerow([f"sample {k}", GROUPS[k], LABELS[k], name, *map(repr, map(float, logits[k]))])
     one, other = audit_of(tmp_path / "answers.csv"), audit_of(written(tmp_path))
     assert one.model("unlearned").forget == other.model("unlearned").forget
+    assert one.to_json() and "Membership" in str(one)  # logits of a text file are of other precision
     assert one["LossThreshold", "unlearned"].auc == pytest.approx(other["LossThreshold", "unlearned"].auc)
 
 
@@ -90,6 +93,7 @@ def test_predictions_alone_give_accuracies_and_the_gap_attack(tmp_path):
     path = written(tmp_path, **dict.fromkeys(columns().keys() - {"labels", "groups"}), **predictions)
     assert read_answers(path).labels_only
     result = audit_of(path)
+    assert "LabelsOnly" in {f.name for f in result.flags} and "LabelsOnly" not in {f.name for f in audit_of(written(tmp_path)).flags}
     right = LOGITS["original"].argmax(1) == LABELS
     assert result.model("original").forget.value == pytest.approx(right[:20].mean())
     by_hand = 0.5 + (right[:20].mean() - right[40:].mean()) / 2  # an attack that says "member" where the answer is right
@@ -117,7 +121,11 @@ def test_probabilities_are_taken_and_flagged(tmp_path):
         ({"labels": LABELS[:50]}, "groups a text for each"),
         ({"logits:unlearned": LOGITS["unlearned"][:50]}, "a row for each of 60 samples"),
         ({"logits:unlearned": LOGITS["unlearned"][:, :2]}, "the same 3 classes; got 2 from unlearned"),
-        ({"predictions:x": np.full(60, -1)}, "whole numbers from 0 on"),
+        ({"predictions:x": LABELS}, "labels alone .* or all with confidence; got logits:original"),
+        ({"probabilities:unlearned": LOGITS["unlearned"]}, "told apart by their names"),
+        ({f"logits:{name}": None for name in LOGITS} | {"predictions:x": np.full(60, -1)}, "whole numbers from 0 on"),
+        ({"classes": np.array(["cat", "dog"])}, "classes must name all 3"),
+        ({"ids": np.zeros(60, np.int64)}, "differ on the forget set"),
         ({"probabilities:x": LOGITS["original"]}, "non-negative and sum to 1"),
         ({"shadow_logits": np.zeros((4, 50, 3)), "included": np.zeros((4, 50), bool)}, r"shadow_logits must be \(M, 60, K\)"),
         ({"forget_classes": np.array([7])}, r"forget_classes must lie in \[0, 3\)"),
@@ -145,6 +153,8 @@ def test_answers_that_are_not_finite_are_named(tmp_path):
         ("id,group,label,model,prediction\n1,forget,0,m,0\n1,test,0,n,0\n", "sample 1 has two groups"),
         ("id,group,label,model,prediction\n1,forget,0,m,0\n2,test,0,m,0\n1,forget,0,n,0\n", "n answered 1 of 2 samples"),
         ("id,group,label,model,prediction\n1,forget,cat,m,0\n", "invalid literal"),
+        ("id,group,label,model,prediction\n1,forget,0\n", "line 2 has not 5 cells"),
+        ("id,group,label,model,logit_1,logit_2\n1,forget,0,m,1,1\n", "must be logit_0, logit_1; got logit_1, logit_2"),
     ],
 )
 def test_csv_files_that_do_not_fit_are_refused(tmp_path, text, message):
@@ -153,8 +163,27 @@ def test_csv_files_that_do_not_fit_are_refused(tmp_path, text, message):
         read_answers(tmp_path / "a.csv")
 
 
+def test_classes_that_are_forgotten_can_be_named_beside_the_file(tmp_path):
+    path = written(tmp_path, classes=np.array(["cat", "dog", "fox"]))
+    by_name, by_number = (read_answers(path, [k]).audited for k in ("dog", 1))
+    assert by_name.forget_classes == by_number.forget_classes == (1,) and len(by_name.labels["forget_test"]) == 7
+    with pytest.raises(expunge.ExpungeError, match="no class named 'dgo'; did you mean 'dog'"):
+        read_answers(path, ["dgo"])
+
+
+def test_one_retrained_model_twice_is_refused(tmp_path):
+    with pytest.raises(DataError, match="got retrained and retrained 2, which answer everything alike"):
+        audit_of(written(tmp_path, **{"logits:retrained 2": LOGITS["retrained"]}))
+
+
 def test_files_of_another_kind_are_refused(tmp_path):
     (tmp_path / "a.npz").write_bytes(b"not a zip file")
-    for name, message in (("a.pkl", "ends in .npz or .csv"), ("none.npz", "No such file"), ("a.npz", "must be readable")):
+    (tmp_path / "empty.npz").write_bytes(b"")
+    np.save(tmp_path / "array.npy", LABELS)
+    (tmp_path / "array.npy").rename(tmp_path / "array.npz")
+    for name, message in (
+        ("a.pkl", "ends in .npz or .csv"), ("none.npz", "No such file"), ("a.npz", "must be readable"), ("empty.npz", "must be readable"),
+        ("array.npz", "must be readable"),
+    ):  # fmt: skip
         with pytest.raises(DataError, match=message):
             read_answers(tmp_path / name)

@@ -99,6 +99,7 @@ def test_a_csv_of_labels_alone_is_audited(expunge, tmp_path):
 
 
 def test_answers_go_without_models(work, expunge, tmp_path):
-    assert "--answers alone" in expunge("audit", "--answers", tmp_path / "a.npz", "--original", work.original, code=2).stderr
+    for option in (["--original", work.original], ["--forget-random", "3"], ["--epochs", "2"], ["--seed", "4"], ["--no-retain"]):
+        assert "the file has its models" in expunge("audit", "--answers", tmp_path / "a.npz", *option, code=2).stderr
     assert "--original and --data, or --answers" in expunge("audit", "--original", work.original, code=2).stderr
     assert "ends in .npz or .csv" in expunge("audit", "--answers", tmp_path / "a.txt", code=1).stderr

@@ -8,12 +8,12 @@ An .npz file has one row for each sample:
     probabilities:NAME, (N, K), or predictions:NAME, (N,) integers, where that is all one gets
     classes (K,) names, forget_classes (F,) numbers, ids (N,), shadow_logits (M, N, K) and included (M, N): optional
 
-A .csv file has a line for each sample and model, with the columns id, group, label, model, and prediction or logit_0, logit_1, … Nothing from a file is executed.
+A .csv file has a line for each sample and model, with the columns id, group, label, model, and prediction or logit_0 … logit_(K − 1). Nothing from a file is executed.
 """
 
 import csv
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import DataError, ProbabilitiesNotLogits
+from ..checks import choose
+from ..errors import DataError, LabelsOnly, ProbabilitiesNotLogits
 from .audited import Audited, unseen_groups
 from .result import Flag
 
@@ -40,8 +41,11 @@ class Answers(NamedTuple):
     labels_only: bool
 
 
-def read_answers(path: str | Path) -> Answers:
+def read_answers(path: str | Path, forget_classes: Sequence[int | str] = ()) -> Answers:
     """Reads a file of answers (.npz or .csv) for `audit_answers`; see the module for its format.
+
+    Args:
+        forget_classes: names or numbers of classes that are forgotten as a whole, where the file does not say.
 
     Where models gave only predictions, these stand for certain answers: accuracies and attacks on labels are right, everything about confidence is not there.
 
@@ -64,9 +68,19 @@ def read_answers(path: str | Path) -> Answers:
         raise DataError(f"answers must be in a file that ends in .npz or .csv; got {path.name}. `expunge audit --help` says what is in it.")
     try:
         columns = readers[path.suffix.lower()](path)
-    except (OSError, ValueError, zipfile.BadZipFile, csv.Error, UnicodeDecodeError) as error:
+    except (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile, csv.Error) as error:
         raise DataError(f"answers must be readable from {path}; got: {error}. Write it with numpy.savez, or as CSV text.") from error
+    if forget_classes:
+        columns = columns | {"forget_classes": np.array([_number(k, columns) for k in forget_classes])}
     return _answers(columns, str(path))
+
+
+def _number(name: int | str, columns: Mapping[str, np.ndarray]) -> int:
+    """Of a class, by its name or number."""
+    names = list(map(str, columns.get("classes", ())))
+    if isinstance(name, int) or (name not in names and name.isdecimal()):
+        return int(name)
+    return names.index(choose("class", name, names, "Name classes by number, or add `classes` to the file."))
 
 
 def save_answers(path: str | Path, audited: Audited, logits: Mapping[str, Mapping[str, Tensor]]) -> None:
@@ -81,6 +95,7 @@ def save_answers(path: str | Path, audited: Audited, logits: Mapping[str, Mappin
         "groups": np.array(["test" if g == "forget_test" else g for g in groups for _ in range(len(audited.labels[g]))]),
         "classes": np.array(audited.classes),
         "forget_classes": np.array(audited.forget_classes, dtype=np.int64),
+        "ids": torch.cat([audited.ids if g == "forget" else torch.full_like(audited.labels[g], -1) for g in groups]).numpy(),
     }
     columns |= {f"logits:{name}": torch.cat([found[g] for g in groups]).numpy() for name, found in logits.items()}
     if audited.shadow_logits is not None:
@@ -103,12 +118,16 @@ def _read_csv(path: Path) -> dict[str, np.ndarray]:
         if missing:
             raise ValueError(f"no column {' or '.join(missing)} among {', '.join(names)}")
         lines = list(reader)
-    scores = sorted((name for name in names if name.startswith("logit_")), key=lambda name: int(name[6:]))
+    scores = [f"logit_{k}" for k in range(sum(name.startswith("logit_") for name in names))]
+    if set(scores) - set(names):
+        raise ValueError(f"columns of logits must be {', '.join(scores)}; got {', '.join(n for n in names if n.startswith('logit_'))}")
     if not scores and "prediction" not in names:
         raise ValueError("neither a column prediction nor columns logit_0, logit_1, …")
     samples: dict[str, tuple[str, int]] = {}
     models: dict[str, dict[str, Any]] = {}
-    for line in lines:
+    for number, line in enumerate(lines, start=2):
+        if None in line or None in line.values():
+            raise ValueError(f"line {number} has not {len(names)} cells")
         sample = line["group"], int(line["label"])
         if samples.setdefault(line["id"], sample) != sample:
             raise ValueError(f"sample {line['id']} has two groups or labels, {samples[line['id']]} and {sample}")
@@ -120,7 +139,7 @@ def _read_csv(path: Path) -> dict[str, np.ndarray]:
         if len(answers) < len(samples):
             raise ValueError(f"{model} answered {len(answers)} of {len(samples)} samples")
     columns = {
-        "ids": np.array(list(samples)),
+        "ids": _ids(list(samples)),
         "groups": np.array([g for g, _ in samples.values()]),
         "labels": np.array([y for _, y in samples.values()]),
     }
@@ -128,8 +147,20 @@ def _read_csv(path: Path) -> dict[str, np.ndarray]:
     return columns | {f"{kind}:{model}": np.array([answers[i] for i in samples]) for model, answers in models.items()}
 
 
+def _ids(names: list[str]) -> np.ndarray:
+    """The samples' own numbers, or where they have other names, the order in which they came."""
+    return np.array([int(name) for name in names] if all(name.isdecimal() for name in names) else range(len(names)))
+
+
 def _answers(columns: Mapping[str, np.ndarray], source: str) -> Answers:
-    models = {name: key for key in columns for kind in KINDS if key.startswith(f"{kind}:") and (name := key.split(":", 1)[1])}
+    keys = [key for key in columns if key.split(":", 1)[0] in KINDS and key.split(":", 1)[1:] not in ([], [""])]
+    models = {key.split(":", 1)[1]: key for key in keys}
+    kinds = {key.split(":", 1)[0] for key in keys}
+    if len(models) < len(keys) or ("predictions" in kinds and (len(kinds) > 1 or "shadow_logits" in columns)):
+        raise DataError(
+            f"models must be told apart by their names, and answer with labels alone (predictions:NAME) or all with confidence; got {', '.join(keys)}"
+            f"{' and shadow_logits' * ('shadow_logits' in columns)} in {source}. Reduce all of them to predictions, or leave those out."
+        )
     missing = [name for name in ("labels", "groups") if name not in columns] + ([] if models else ["logits:NAME"])
     if missing:
         raise DataError(f"answers need {', '.join(missing)}; got only {', '.join(columns) or 'nothing'} in {source}.")
@@ -147,6 +178,10 @@ def _answers(columns: Mapping[str, np.ndarray], source: str) -> Answers:
     n_classes = max([int(labels.max()) + 1, *(_n_classes(columns[key], key) for key in models.values())])
     flags: list[Flag] = []
     logits = {name: _as_logits(columns[key], key, n_classes, flags) for name, key in models.items()}
+    if kinds == {"predictions"}:
+        flags.append(
+            Flag(LabelsOnly.__name__, "models gave predicted labels alone: what they know of samples that they answer alike stays unseen.")
+        )
     return _by_group(columns, torch.from_numpy(labels.astype(np.int64)), groups, logits, n_classes, flags, source)
 
 
@@ -160,6 +195,8 @@ def _by_group(
     source: str,
 ) -> Answers:
     classes = tuple(map(str, columns.get("classes", range(n_classes))))
+    if len(classes) < n_classes:
+        raise DataError(f"classes must name all {n_classes} classes that models or labels know; got {len(classes)} in {source}.")
     forgotten = tuple(int(k) for k in columns.get("forget_classes", ()))
     if any(not 0 <= k < len(classes) for k in forgotten):
         raise DataError(f"forget_classes must lie in [0, {len(classes)}); got {forgotten} in {source}.")
@@ -168,13 +205,24 @@ def _by_group(
         unseen = where.pop("test")
         where |= {name: unseen[positions] for name, positions in unseen_groups(labels[unseen], forgotten, classes).items()}
     extras = _shadows(columns, where, source) if "forget" in where and "test" in where else {}
+    labels_only = any(flag.name == LabelsOnly.__name__ for flag in flags)
     audited = Audited(
         labels={group: labels[positions] for group, positions in where.items()}, classes=classes, forget_classes=forgotten,
-        identity={"answers": Path(source).name}, **extras,
+        forget_ids=_forget_ids(columns, where, source), labels_only=labels_only, identity={"answers": Path(source).name}, **extras,
     )  # fmt: skip
     by_group = {name: {group: z[positions] for group, positions in where.items()} for name, z in logits.items()}
-    kinds = {key.split(":", 1)[0] for key in columns if ":" in key}
-    return Answers(audited, by_group, flags, kinds == {"predictions"})
+    return Answers(audited, by_group, flags, labels_only)
+
+
+def _forget_ids(columns: Mapping[str, np.ndarray], where: Mapping[str, Tensor], source: str) -> Tensor | None:
+    ids = columns.get("ids")
+    if ids is None or "forget" not in where:
+        return None
+    if ids.shape != columns["labels"].shape or ids.dtype.kind not in "iu" or len(np.unique(ids[where["forget"]])) < len(where["forget"]):
+        raise DataError(
+            f"ids must be one integer for each sample, and differ on the forget set; got {ids.dtype} of shape {ids.shape} in {source}."
+        )
+    return torch.from_numpy(ids.astype(np.int64))[where["forget"]]
 
 
 def _shadows(columns: Mapping[str, np.ndarray], where: Mapping[str, Tensor], source: str) -> dict[str, Any]:
@@ -213,18 +261,17 @@ def _as_logits(column: np.ndarray, key: str, n_classes: int, flags: list[Flag]) 
     kind, name = key.split(":", 1)
     if kind == "predictions":
         return CERTAIN * torch.nn.functional.one_hot(torch.from_numpy(column.astype(np.int64)), n_classes).float()
-    values = torch.from_numpy(np.ascontiguousarray(column))
-    values = values if values.dtype == torch.float64 else values.float()
+    values = torch.from_numpy(np.ascontiguousarray(column)).double()
     if values.shape[1] != n_classes:
         raise DataError(f"all models must answer with the same {n_classes} classes; got {values.shape[1]} from {name}.")
     if kind == "probabilities":
         if _broken_probabilities(values):
             raise DataError(f"{key} must be non-negative and sum to 1 in each row; got others. Logits belong into logits:{name}.")
         flags.append(Flag(ProbabilitiesNotLogits.__name__, f"{name}: probabilities, rounded as they are; logits would show more."))
-        return values.clamp_min(TINY).log()
+        return values.clamp_min(TINY).log().float()
     if not _broken_probabilities(values):
         flags.append(Flag(ProbabilitiesNotLogits.__name__, f"{name}: its logits look like probabilities. Name them probabilities:{name}."))
-    return values
+    return values.float()
 
 
 def _broken_probabilities(values: Tensor) -> bool:

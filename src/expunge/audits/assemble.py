@@ -3,6 +3,7 @@
 No model is needed here, so that a stored file of answers is audited as a model is.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import DataError
 from ..metrics.accuracy import accuracy_of, correct
 from ..metrics.gap import GROUPS, GapInputs, gaps
 from ..metrics.roc import auc, auc_difference, tpr_at_fpr
@@ -45,7 +47,8 @@ class Scored:
 
 
 def scored(logits: Mapping[str, Tensor], audited: Audited, attacks: Mapping[str, MembershipAudit]) -> Scored:
-    """A model's answers, reduced to what the audit needs, from its logits (n, K) by group."""
+    """A model's answers, reduced to what the audit needs, from its logits (n, K) by group; scored in float32, as models are."""
+    logits = {group: z.float() for group, z in logits.items()}
     both = torch.cat([logits[MEMBERS], logits[audited.nonmembers]])
     scores = {kind: a(both, audited.scored_labels, audited.shadow_logits, audited.included) for kind, a in attacks.items()}
     n = len(audited.labels[MEMBERS])
@@ -77,6 +80,7 @@ def assemble(
     models = [_model_row(name, a, base, (seconds or {}).get(name), (details or {}).get(name)) for name, a in answers.items()]
     twins = [row.gaps.average for row in models if row.gaps and is_other(row.name, reference)]
     references = [name for name in answers if is_reference(name, reference)]
+    _check_different({name: answers[name] for name in references})
     result = Audit(
         models=models, attacks=rows, reference=reference, floor=max(twins, key=lambda gap: gap.value) if twins else None, flags=list(flags),
         sizes=audited.sizes, provenance=provenance() | audited.identity, classes=_classes(audited, answers, references, leakage),
@@ -98,8 +102,17 @@ def _verdicts(audited: Audited, answers: Mapping[str, Scored], references: Seque
             ]
             unseen = [one.unseen["forget_test"] for one in (mine, *theirs)] if audited.forget_classes else []
             shares = class_contrasts(*unseen, labels=audited.labels["forget_test"], names=audited.classes) if unseen else []
-            found.append(judge(name, [*areas, *shares], n_references=len(theirs)))
+            found.append(judge(name, [*areas, *shares], n_references=len(theirs), labels_only=audited.labels_only))
     return found
+
+
+def _check_different(references: Mapping[str, Scored]) -> None:
+    """One retrained model that is there twice would seem to show that retraining always gives the same."""
+    for (one, a), (other, b) in itertools.combinations(references.items(), 2):
+        if all(torch.equal(a.margins[g], b.margins[g]) for g in a.margins):
+            raise DataError(
+                f"retrained models must differ in their seeds; got {one} and {other}, which answer everything alike. Leave one of them out, or train it with another seed."
+            )
 
 
 def _risks(audited: Audited, answers: Mapping[str, Scored]) -> dict[str, Risk]:

@@ -27,6 +27,7 @@ class Audited:
         shadow_logits: (M, n, K), what M shadow models answer on the forget samples and then on the non-members; included: bool (M, n), which of them each was trained
             on. None without shadow models.
         shadow_accuracy: the shadow models' mean accuracy on samples that they were not trained on; None = not known.
+        labels_only: whether models gave nothing but predicted labels.
         identity: what the report says about where the samples come from.
 
     Raises:
@@ -40,6 +41,7 @@ class Audited:
     shadow_logits: Tensor | None = None
     included: Tensor | None = None
     shadow_accuracy: float | None = None
+    labels_only: bool = False
     identity: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

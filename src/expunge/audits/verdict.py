@@ -12,6 +12,7 @@ e is the error of D over samples (paired), s the standard deviation of a between
     cannot tell         neither; then `needs` says what would decide it
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, final
@@ -161,8 +162,8 @@ def class_contrasts(mine: Tensor, *references: Tensor, labels: Tensor, names: Se
     return found
 
 
-def judge(model: str, contrasts: Sequence[Contrast], *, n_references: int) -> Verdict:
-    """The verdict on one model from its contrasts with the same retrained models."""
+def judge(model: str, contrasts: Sequence[Contrast], *, n_references: int, labels_only: bool = False) -> Verdict:
+    """The verdict on one model from its contrasts with the same retrained models; `labels_only` where models told no more than labels, so that it is said."""
     contrasts = tuple(contrasts)
     clearest = max(contrasts, key=lambda c: abs(c.gap.value) / c.chance(len(contrasts)))
     what = " and ".join(f"{_noun(kind)} within ±{MARGINS[kind]:g}" for kind in dict.fromkeys(c.kind for c in contrasts))
@@ -171,9 +172,7 @@ def judge(model: str, contrasts: Sequence[Contrast], *, n_references: int) -> Ve
         text = f"This audit cannot tell {model} from retraining or not: it has {n_references} retrained model{'s' * (n_references > 1)}, and needs {needs[0]}."
         return Verdict(model, CANNOT_TELL, text, contrasts, needs)
     if all(c.within for c in contrasts):
-        text = (
-            f"{model} is indistinguishable from retraining at the precision of this audit ({what}, 95 %; {n_references} retrained models)."
-        )
+        text = f"{model} is indistinguishable from retraining at the precision of this audit{', which saw predicted labels alone' * labels_only} ({what}, 95 %; {n_references} retrained models)."
         return Verdict(model, INDISTINGUISHABLE, text, contrasts)
     if clearest.differs(len(contrasts)):
         text = (
@@ -181,12 +180,14 @@ def judge(model: str, contrasts: Sequence[Contrast], *, n_references: int) -> Ve
             f"and one more of these would by at most {clearest.chance(len(contrasts)):.3f} (95 %, corrected for {len(contrasts)} comparison{'s' * (len(contrasts) > 1)})."
         )
         return Verdict(model, DISTINGUISHABLE, text, contrasts)
-    widest = max((c for c in contrasts if not c.within), key=lambda c: max(-c.gap.low, c.gap.high) / c.margin)
-    needs = tuple(dict.fromkeys(_need(c, len(contrasts)) for c in contrasts if not c.within))
+    open_ones = [c for c in contrasts if not c.within]
+    widest = max(open_ones, key=lambda c: max(-c.gap.low, c.gap.high) / c.margin)
+    needs = {text: size for size, text in (_need(c, len(contrasts)) for c in open_ones)}
     text = (
         f"This audit cannot tell whether {model} differs from retraining by more than ±{widest.margin:g}: its {widest.name} differs by "
-        f"{widest.gap.value:+.3f} [{widest.gap.low:+.3f}, {widest.gap.high:+.3f}] (95 %, {n_references} retrained models). To decide: {_need(widest, len(contrasts))}."
+        f"{widest.gap.value:+.3f} [{widest.gap.low:+.3f}, {widest.gap.high:+.3f}] (95 %, {n_references} retrained models). To decide: {max(needs, key=needs.get)}."
     )
+    needs = tuple(needs)
     return Verdict(model, CANNOT_TELL, text, contrasts, needs)
 
 
@@ -211,19 +212,21 @@ def _variance_of_mean(values: Tensor) -> float:
     return max(float(values.double().var(correction=0)) / n, 2 / (n + 2) ** 2)
 
 
-def _need(contrast: Contrast, comparisons: int) -> str:
-    """What would decide this contrast, were its gap what it seems to be: more retrained models, or more of them and more non-members."""
+def _need(contrast: Contrast, comparisons: int) -> tuple[float, str]:
+    """What would decide this contrast, were its gap what it seems to be: how much of it, to compare needs by, and in words."""
     gap = abs(contrast.gap.value)
     for times in (1, 2, 4, 8, 16, MOST_TIMES_SAMPLES):
         for r in range(contrast.n_references + (times == 1), MOST_REFERENCES + 1):
             if gap + contrast.reach(r, times) <= contrast.margin or gap > contrast.chance(comparisons, r, times):
                 models = _more(r - contrast.n_references) if r > contrast.n_references else ""
                 images = f"{times} times as many test samples" if times > 1 else ""
-                return " and ".join(filter(None, (models, images))) + f" (for {contrast.name})"
+                return float(r * times), " and ".join(filter(None, (models, images))) + f" (for {contrast.name})"
     forget = half_width(contrast.member_variance, 0.0, 1, LEVEL)  # what is left with all the models and test samples in the world
     if gap + forget > contrast.margin and forget > gap:
-        return f"for {contrast.name} more forget samples than there are: with these no audit gets below ±{gap + forget:.3f}"
-    return f"for {contrast.name} no number of models would do, because retrained ones differ from one another by a standard deviation of {contrast.spread:.3f}"
+        return math.inf, f"for {contrast.name} more forget samples than there are: with these no audit gets below ±{gap + forget:.3f}"
+    return 1e6, (
+        f"for {contrast.name} more than {MOST_REFERENCES} retrained models, because these differ from one another by a standard deviation of {contrast.spread:.3f}"
+    )
 
 
 def _more(n: int) -> str:

@@ -7,7 +7,7 @@ import typer
 
 from ..errors import ConfigError
 from .audited_models import check_origins, diagnosis_of, name_models, shadow_models, training_for
-from .inputs import check_as_trained, check_one, check_writable, load_network, load_pair, make_split, metadata_of
+from .inputs import check_as_trained, check_one, check_writable, load_network, load_pair, make_split, metadata_of, read_classes
 from .options import (
     DATA_HELP,
     Build,
@@ -62,7 +62,7 @@ def audit(
             "--answers",
             metavar="FILE",
             help="Instead of models and data, a file of what models answered: .npz with labels, groups and logits:NAME (or probabilities:NAME, predictions:NAME), or "
-            ".csv with id, group, label, model and prediction or logit_0, …; see docs/audits.md.",
+            ".csv with id, group, label, model and prediction or logit_0, …; see docs/protocol.md.",
             show_default=False,
         ),
     ] = None,
@@ -136,12 +136,17 @@ def audit(
     check_writable(html, force)
     check_writable(save_answers, force)
     if answers is not None:
-        given = {"--original": original, "--data": data, "--unlearned": unlearned, "--retrained": retrained, "--protocol": protocol}
-        if any(given.values()) or shadows or factors or measure or save_answers:
-            raise typer.BadParameter("expected --answers alone, or models and data; the file names its models.", param_hint="--answers")
-        return _show(_of_answers(answers, fpr), html, json)
+        given = [original, data, unlearned, retrained, protocol, forget_indices, forget_random, build, settings, measure, save_answers]
+        if any(given) or no_retain or shadows or factors or seed:
+            raise typer.BadParameter(
+                "expected --answers with --forget-classes, --fpr, --html and --json at most: the file has its models.",
+                param_hint="--answers",
+            )
+        return _show(_of_answers(answers, forget_classes, fpr), html, json)
     if original is None or data is None:
         raise typer.BadParameter("expected --original and --data, or --answers.")
+    if protocol and (shadows or fpr != FPR or seed or save_answers):
+        raise ConfigError("a protocol has no knobs: --shadows, --fpr, --seed and --save-answers do not go with --protocol. Leave them out.")
     options = {"forget_indices": forget_indices, "forget_classes": forget_classes, "forget_random": forget_random}
     if not no_retain or any(value is not None for value in options.values()):
         check_one(**options)
@@ -162,10 +167,6 @@ def audit(
         training = training_for(metadata["original"], build, settings, "retrained and shadow models" if protocol else "shadow models")
     diagnosis = (diagnosis_of(models, split, device) if factors else {}) | {"measures": measure or []}
     if protocol:
-        if shadows or fpr != FPR or seed or save_answers:
-            raise ConfigError(
-                "a protocol has no knobs: --shadows, --fpr, --seed and --save-answers do not go with --protocol. Leave them out."
-            )
         result = _by_protocol(protocol, models, split, pair.test, **training, **where, **about, **diagnosis)
     else:
         from ..auditing import audit as run
@@ -186,11 +187,11 @@ def _by_protocol(name: str, models: dict[str, Any], split: Any, test: Any, **opt
     return standard_audit(models["original"], unlearned, split, test, retrained=retrained, protocol=name, **options)
 
 
-def _of_answers(path: Path, fpr: float) -> "Audit":
+def _of_answers(path: Path, forget_classes: str | None, fpr: float) -> "Audit":
     from ..auditing import audit_answers
     from ..audits import read_answers
 
-    found = read_answers(path)
+    found = read_answers(path, read_classes(forget_classes, ()) if forget_classes else ())
     return audit_answers(found.logits, found.audited, fpr=fpr, flags=found.flags)
 
 
