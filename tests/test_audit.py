@@ -135,6 +135,22 @@ def test_a_result_with_all_its_parts_can_be_kept_in_a_store(result, tmp_path):
     assert cell.result() == json.loads(result.to_json())
 
 
+def test_measures_that_do_not_fit_are_refused_before_anything_is_scored(models, memorised, monkeypatch):
+    _, split, test = memorised
+    monkeypatch.setattr("expunge.auditing.logits_of", None)
+    with pytest.raises(DataError, match="prototypes is a measure of whole classes"):
+        expunge.audit(models, split, test, measures=["prototypes"])
+
+
+def test_retrained_models_by_the_names_of_the_command_line_are_retrained_for_measures_too(models, memorised):
+    _, split, test = memorised
+    flat = {"original": models["original"], "retrained": models["retrained"][0], "retrained 2": models["retrained"][1]}
+    lines = expunge.audit(flat, split, test, measures=["agreement"]).measures
+    assert {line.model for line in lines} == {"original"} and all(line.value.supported for line in lines)
+    named = {"original": models["original"], "gold": models["retrained"][0], "gold 2": models["retrained"][1]}
+    assert expunge.audit(named, split, test, measures=["agreement"], reference="gold").measures == lines
+
+
 def test_without_shadow_models_there_are_no_risks(models, memorised):
     _, split, test = memorised
     assert expunge.audit({"original": models["original"]}, split, test).to_dict()["risks"] is None

@@ -19,7 +19,7 @@ from .audits.base import MembershipAudit
 from .audits.factors import Factors
 from .audits.lira import LiRA
 from .audits.loss_threshold import LossThreshold
-from .audits.measures import measure
+from .audits.measures import check_measures, measure
 from .audits.result import Audit, Flag
 from .audits.rmia import RMIA
 from .audits.told_apart import ClassLeakage
@@ -99,6 +99,8 @@ def audit(
     audited, groups = _audited(split, test, shadows)
     named_attacks = _attacks(attacks, shadows is not None)
     _check_extras(split, named, factors or {}, spectra or {}, leakage)
+    if measures:
+        check_measures(measures, named, split, reference=reference)
     flags: list[Flag] = []
     answers = {}
     for done, (name, model) in enumerate(named.items()):
@@ -107,7 +109,7 @@ def audit(
     progress.report("scoring models", len(named), len(named))
     result = assemble(
         answers, audited, named_attacks, reference=reference_name, fpr=fpr, flags=flags, details=details, seconds=seconds, leakage=leakage,
-        title=title, protocol=protocol, factors=dict(factors or {}), spectra=dict(spectra or {}), measures=measure(measures, models, split, test, device=device) if measures else [],
+        title=title, protocol=protocol, factors=dict(factors or {}), spectra=dict(spectra or {}), measures=measure(measures, named, split, test, reference=reference, device=device) if measures else [],
     )  # fmt: skip
     _show_exposed(result, split.forget)
     return result

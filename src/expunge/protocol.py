@@ -18,6 +18,7 @@ from .audits.base import MembershipAudit
 from .audits.factors import Factors
 from .audits.lira import LiRA
 from .audits.loss_threshold import LossThreshold
+from .audits.measures import check_measures
 from .audits.result import Audit, Flag
 from .audits.rmia import RMIA
 from .audits.verdict import DISTINGUISHABLE
@@ -124,6 +125,8 @@ def standard_audit(
     rules = PROTOCOLS[choose("protocol", protocol, PROTOCOLS, "expunge.PROTOCOLS lists them.")]
     named = dict(unlearned) if isinstance(unlearned, Mapping) else {"unlearned": unlearned}
     _check(named, split, shadows, rules)
+    if measures:
+        check_measures(measures, {"original": original, "retrained": original} | named, split)
     store = store if isinstance(store, Store) else Store(store)
     where = {"workers": workers, "device": device}
     trained = _retrained(split, test, build, recipe, store, rules, retrained, **where)

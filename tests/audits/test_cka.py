@@ -137,3 +137,14 @@ def test_bad_inputs_are_refused():
         cka_to_retrained({"a": x}, [{"b": x}])
     with pytest.raises(DataError, match="0 models"):
         cka_to_retrained({"a": x}, [])
+
+
+def test_the_floor_of_the_gap_is_that_of_each_retrained_model_held_against_the_others():
+    noise = torch.Generator().manual_seed(3)
+    shared = torch.randn(60, 6, generator=noise)
+    models = [{"body": shared + 0.5 * torch.randn(60, 6, generator=noise)} for _ in range(5)]
+    found = cka_to_retrained(models[0], models[1:])["body"]
+    each = [cka_to_retrained(one, [other for other in models[1:] if other is not one])["body"].gap.value for one in models[1:]]
+    assert [found.gap_floor.low, found.gap_floor.high] == pytest.approx([min(each), max(each)])
+    assert found.gap_floor.value == pytest.approx(sum(each) / 4) and found.gap_floor.n == 4
+    assert "needs three" in cka_to_retrained(models[0], models[1:3])["body"].gap_floor.note

@@ -5,9 +5,12 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy.special import stdtrit
 from torch import nn
 
 import oracles
+from expunge.audits import over_unlearning
+from expunge.audits.compared import difference
 from expunge.audits.over_unlearning import OverUnlearning, without_classes
 from expunge.costs import measure_cost
 from expunge.data.images import ImageData
@@ -165,3 +168,30 @@ def test_what_has_no_classes_to_leave_aside_is_refused(forgotten):
     for bad in ({"perturbation": "fgsm"}, {"eps": 0.0}, {"step": 0.1}, {"steps": 0}, {"std": -1.0}):
         with pytest.raises(ConfigError, match=f"OverUnlearning: {next(iter(bad))} must be"):
             OverUnlearning(**bad)
+
+
+@pytest.mark.parametrize("m", [3, 10])
+def test_the_paired_difference_of_one_more_retrained_model_holds_0(m):
+    """It has a seed of its own: s² (1 + 1/M). With s²/M only, half of further retrained models are told apart from the ten."""
+    rng, ours, faulty, runs = np.random.default_rng(m), 0, 0, 1000
+    for _ in range(runs):
+        shared = rng.standard_normal(200)
+        own, *others = (torch.from_numpy(shared + 0.1 * rng.standard_normal(200) + rng.standard_normal()) for _ in range(m + 1))
+        others = torch.stack(others)
+        found = difference(own, others)
+        ours += found.low <= 0 <= found.high
+        faulty += abs(found.value) <= float(stdtrit(m - 1, 0.975)) * math.sqrt(float(others.mean(1).var()) / m) + 0.02
+    assert 0.93 <= ours / runs <= 0.975
+    assert faulty / runs < (0.9 if m == 3 else 0.6)
+
+
+def test_images_are_perturbed_block_by_block_and_of_many_some_evenly_spread(forgotten, monkeypatch):
+    models, split = forgotten
+    whole, sizes, perturbed = OverUnlearning(batch_size=4)(models, split).to_dict(), [], OverUnlearning.perturbed
+    monkeypatch.setattr(over_unlearning, "AT_A_TIME", 5)
+    monkeypatch.setattr(OverUnlearning, "perturbed", lambda self, model, data: sizes.append(len(data)) or perturbed(self, model, data))
+    parts = OverUnlearning(batch_size=4)(models, split).to_dict()
+    assert max(sizes) == 5 and sum(sizes) == len(split.forget)
+    for a, b in zip(whole["rows"], parts["rows"], strict=True):
+        assert b["divergence"]["value"] == pytest.approx(a["divergence"]["value"], abs=1e-6)
+    assert OverUnlearning(max_images=7)(models, split).n == 7

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy.special import stdtrit
 from torch import nn
 
 from expunge.audits.prototypes import PrototypicalRelearning, prototype_logits, share, share_difference
@@ -185,3 +186,20 @@ def test_what_has_no_prototype_is_refused(forgotten):
     for bad in ({"kind": "dot"}, {"k": 0}, {"alpha": 1.5}, {"draws": 1}):
         with pytest.raises(ConfigError, match=f"PrototypicalRelearning: {next(iter(bad))} must be"):
             PrototypicalRelearning(**bad)
+
+
+@pytest.mark.parametrize("m", [3, 10])
+def test_the_difference_of_one_more_retrained_model_holds_0(m):
+    """It has a seed of its own: s² (1 + 1/M). With s²/M only, about half of further retrained models are told apart from the ten."""
+    rng, ours, faulty, runs = np.random.default_rng(m), 0, 0, 300
+    for _ in range(runs):
+        image = 0.1 * rng.standard_normal(400)
+        own, *others = (torch.from_numpy(rng.random((4, 400)) < 0.5 + image + 0.08 * rng.standard_normal()) for _ in range(m + 1))
+        others = torch.stack(others)
+        found, s2 = share_difference(own, others), float(others.double().mean((1, 2)).var())
+        ours += found.low <= 0 <= found.high
+        t = float(stdtrit(m - 1, 0.975))
+        narrow = math.sqrt(max(0.0, (found.high - found.low) ** 2 / 4 - t**2 * s2))  # the half width without s² of the audited model
+        faulty += abs(found.value) <= narrow
+    assert ours / runs >= 0.95 - 2 * math.sqrt(0.95 * 0.05 / runs)
+    assert faulty / runs < 0.92 if m == 3 else faulty / runs < 0.75

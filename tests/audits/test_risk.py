@@ -6,8 +6,10 @@ import pytest
 import torch
 from scipy.stats import mannwhitneyu, norm
 
+from expunge.audits import risk as risk_module
+from expunge.audits.exposure import _aucs, benjamini_hochberg, exposure
 from expunge.audits.lira import lira
-from expunge.audits.risk import benjamini_hochberg, exposure, membership_risk
+from expunge.audits.risk import calibrate_risk, membership_risk
 from expunge.errors import ConfigError, DataError
 from oracles import auc_by_pairs, halves
 
@@ -124,6 +126,55 @@ def test_a_model_that_is_more_confident_as_a_whole_says_nothing_of_its_samples()
     included = halves(32, 300)
     after = noise(32, 300) + 1.2 * included + 10 * noise(32, 1, seed=1)
     assert exposure(after, included).mean.value > 0.75 and exposure(after, included, standardise=False).mean.value < 0.6
+
+
+@pytest.mark.parametrize(("n_models", "sd"), [(6, 0.3), (16, 1.0)])
+def test_the_mean_and_the_shrunk_values_speak_of_other_models_too(n_models, sd):
+    """What unlearning leaves differs from model to model: an interval over samples alone misses the truth."""
+    # All samples have the same true AUC: a margin with the sd of 1 + sd² where a model forgot, shifted by 1.
+    truth = norm.cdf(1 / math.sqrt(2 + sd**2))
+    hits, faulty, shrunk, rng = 0, 0, [], np.random.default_rng(0)
+    for r in range(100):
+        included = halves(n_models, 400, r)
+        left = torch.from_numpy(1 + sd * rng.standard_normal((n_models, 1)))
+        found = exposure(torch.from_numpy(rng.standard_normal((n_models, 400))) + left * included, included, standardise=False)
+        hits += found.mean.low <= truth <= found.mean.high
+        chance = (n_models + 1) / (3 * n_models**2)
+        reach = 1.96 * math.sqrt(max(float(found.auc.var()), chance) / 400)
+        faulty += abs(found.mean.value - truth) <= reach
+        shrunk.append(float(((found.low <= truth) & (truth <= found.high)).double().mean()))
+    assert hits >= 88 and np.mean(shrunk) >= 0.88 and faulty < 85  # 88 is 3 standard errors below 95
+
+
+@pytest.mark.parametrize("n_models", [6, 32])
+def test_the_mean_exposure_of_nothing_holds_one_half_in_at_least_95_percent(n_models):
+    rng = np.random.default_rng(0)
+    found = [exposure(torch.from_numpy(rng.standard_normal((n_models, 60))), halves(n_models, 60, r)).mean for r in range(300)]
+    assert sum(mean.low <= 0.5 <= mean.high for mean in found) >= 285
+
+
+def test_a_model_moves_the_mean_exposure_by_the_derivative_of_the_auc():
+    """The influence of one model, against leaving it out."""
+    included, margins = halves(40, 30), noise(40, 30)
+    area, _, influence = _aucs(margins.numpy(), included.numpy())
+    for m in (0, 7, 31):
+        kept = torch.arange(40) != m
+        without = _aucs(margins[kept].numpy(), included[kept].numpy())[0].mean()
+        assert area.mean() - without == pytest.approx(influence[m], rel=0.1, abs=1e-4)
+    assert influence.sum() == pytest.approx(0, abs=1e-12)
+
+
+def test_the_risk_of_many_models_calibrates_once(monkeypatch):
+    target, shadow, included, _, _ = world(8, 200, 3)
+    whole = membership_risk(target, shadow, included, level=0.9, prior_weight=3.0)
+    calls, plain = [], risk_module.lira_leave_one_out
+    monkeypatch.setattr(risk_module, "lira_leave_one_out", lambda *a, **k: calls.append(1) or plain(*a, **k))
+    risk_of = calibrate_risk(shadow, included, level=0.9, prior_weight=3.0)
+    first, other = risk_of(target), risk_of(target + 1, ids=torch.arange(200) + 5)
+    assert len(calls) == 1 and first.to_dict() == whole.to_dict()
+    assert int(other.ids[0]) == 5 and not torch.equal(other.probability, first.probability) and other.brier == first.brier
+    with pytest.raises(DataError, match="same 200 samples"):
+        risk_of(target[:100])
 
 
 def test_benjamini_hochberg_equals_the_definition():

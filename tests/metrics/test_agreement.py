@@ -194,5 +194,10 @@ def test_bad_inputs_are_refused():
         rf_jsd(logits, labels, logits, labels + 1)
     with pytest.raises(DataError, match="as many of both"):
         tug_of_war(torch.ones(2, 3), torch.ones(3, 3))
+    for shape in ((3,), (2, 2), (2, 4), (2, 3, 3)):
+        with pytest.raises(DataError, match=r"shape \(seeds, 3\)"):
+            tug_of_war(torch.ones(shape), torch.ones(shape))
+        with pytest.raises(DataError, match=r"shape \(seeds, 3\)"):
+            tug_of_war_floor(torch.ones(shape))
     with pytest.raises(DataError, match=r"fractions in \[0, 1\]; got 95"):
         tug_of_war(torch.full((2, 3), 95.0), torch.ones(2, 3))

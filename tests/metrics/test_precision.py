@@ -1,5 +1,6 @@
 import json
 import math
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -37,12 +38,48 @@ def test_what_cannot_be_reached_is_refused_with_what_could_be():
     assert "more than 800 test images" in hopeless.reason and auc_reach(10**9, 800) > 0.02 > auc_reach(10**9, 802)
 
 
-def test_the_tpr_of_a_planned_audit_rests_on_96_non_members():
+def test_with_any_number_of_members_the_tpr_rests_on_96_non_members():
     """The specification: for ± 20 %, k ≈ 96, at 0.1 % FPR 96,000 non-members."""
-    need = plan_audit(20000, 100000, tpr=0.2, fpr=0.001, expected_tpr=0.01).needs[0]
-    assert need.reachable and need.needs["test_images"] == pytest.approx(96000, rel=0.02)
-    false_positives = np.random.default_rng(0).binomial(need.needs["test_images"], 0.001, 4000)
-    assert np.mean(abs(false_positives / 97 - 1) <= 0.2) == pytest.approx(0.95, abs=0.02)
+    need = plan_audit(10**8, 99000, tpr=0.2, fpr=0.001, expected_tpr=0.01).needs[0]
+    assert need.reachable and need.needs["test_images"] == pytest.approx(96000, rel=0.04)
+    assert not plan_audit(10**8, 96000, tpr=0.2, fpr=0.001, expected_tpr=0.01).needs[0].reachable
+
+
+def half_width(n1: int, n0: int, fpr: float, tpr: float, runs: int) -> float:
+    """Of the interval of the TPR relative to the true TPR, mean over audits."""
+    shift, found = NormalDist().inv_cdf(1 - fpr) - NormalDist().inv_cdf(1 - tpr), []
+    rng = np.random.default_rng(0)
+    for r in range(runs):
+        members, nonmembers = (torch.from_numpy(rng.standard_normal(n)) for n in (n1, n0))
+        rate = tpr_at_fpr(members + shift, nonmembers, fpr, replicates=200, seed=r)
+        found.append((rate.high - rate.low) / 2 / tpr)
+    return float(np.mean(found))
+
+
+@pytest.mark.parametrize(
+    ("n_forget", "n_test", "r", "fpr", "tpr"),
+    [(10**5, 10**5, 0.2, 0.05, 0.05), (10**5, 10**5, 0.4, 0.05, 0.3), (4000, 10**5, 0.2, 0.05, 0.05), (10**5, 4000, 0.3, 0.02, 0.05)],
+)
+def test_the_tpr_of_an_audit_of_the_planned_size_is_as_precise_as_promised(n_forget, n_test, r, fpr, tpr):
+    """Members and threshold together; as if each could spend the whole error, the interval would be √2 as wide."""
+    need = plan_audit(n_forget, n_test, tpr=r, fpr=fpr, expected_tpr=tpr).needs[0]
+    assert need.reachable and need.needs["forget_images"] <= n_forget and need.needs["test_images"] <= n_test
+    assert half_width(need.needs["forget_images"], need.needs["test_images"], fpr, tpr, 120) <= 1.02 * r  # a standard error is 1 %
+
+
+def test_where_each_spends_the_whole_error_the_null_is_less_precise_than_promised():
+    whole = (1.96 / 0.2) ** 2
+    assert half_width(math.ceil(whole * 19), math.ceil(whole / 0.05), 0.05, 0.05, 60) > 1.25 * 0.2
+
+
+def test_what_the_plan_says_can_be_reached_can_be():
+    given = {"n_forget": 200, "n_test": 10000, "tpr": 0.2}
+    reason = plan_audit(**given).needs[0].reason
+    assert "at a TPR of 0.948 or more or at 34% FPR" in reason
+    assert plan_audit(**given, expected_tpr=0.948).needs[0].reachable and not plan_audit(**given, expected_tpr=0.94).needs[0].reachable
+    assert plan_audit(**given, fpr=0.34).needs[0].reachable and not plan_audit(**given, fpr=0.33).needs[0].reachable
+    hopeless = plan_audit(5, 100, tpr=0.2, fpr=0.01, expected_tpr=0.02).needs[0]
+    assert "at no FPR" in hopeless.reason
 
 
 @pytest.mark.parametrize(("n_test", "word"), [(400, "refused"), (1000, "underpowered"), (5000, "less precise")])

@@ -3,6 +3,7 @@ import json
 
 import numpy as np
 import pytest
+from scipy.stats import t as student
 from scipy.stats import ttest_1samp
 
 from expunge.errors import ConfigError, DataError
@@ -96,6 +97,24 @@ def test_seeds_and_samples_are_both_units():
         for r, m in enumerate(means)
     ]
     assert np.mean(naive) < 0.6  # as if 120 numbers were independent
+
+
+def test_two_seeds_and_a_thousand_samples_hold_the_truth_and_satterthwaite_would_not():
+    hits, faulty = 0, 0
+    for r in range(400):
+        x = draws(r, 2, 1) + draws(500 + r, 1, 200) + 0.3 * draws(900 + r, 2, 200)
+        mean, by_seed, by_sample = _mean(x), 200 * x.mean(1).var(ddof=1), 2 * x.mean(0).var(ddof=1)
+        hits += abs(mean.value) <= student.ppf(0.975, mean.freedom) * mean.error
+        freedom = (by_seed + by_sample) ** 2 / (by_seed**2 + by_sample**2 / 199)
+        faulty += abs(mean.value) <= student.ppf(0.975, freedom) * mean.error
+    assert hits >= 374 and faulty < 367  # 3 standard errors below 95 %
+
+
+def test_equal_differences_under_two_seeds_are_two_signs_however_many_samples():
+    shared = draws(0, 2, 1000)
+    ranking = rank_methods({"a": shared, "b": shared + 1, "c": shared + 2})
+    assert ranking.best == ("a", "b", "c") and min(pair.p for pair in ranking.pairs) >= 0.5
+    assert rank_methods({"a": np.zeros(1000), "b": np.ones(1000)}).best == ("a",)  # a thousand units
 
 
 def test_one_seed_ranks_by_samples():

@@ -7,7 +7,7 @@ import torch
 
 from expunge.errors import ConfigError, DataError, MissingError
 from expunge.metrics import auc, auc_difference, tpr_at_fpr
-from expunge.metrics.bootstrap import draw_counts, generator
+from expunge.metrics.bootstrap import ResampledAUC, draw_counts, generator
 from expunge.metrics.two_level import Replicates, _Ranked, _spread, two_level, two_level_difference
 from oracles import auc_by_pairs, tpr_by_thresholds
 
@@ -128,6 +128,26 @@ def test_perfect_separation_has_the_exact_interval():
         torch.arange(50.0) + 1000, torch.arange(600.0), torch.arange(50.0) + 2000, torch.arange(600.0), replicates=10
     )
     assert both.auc.low < -0.05 and both.auc.high > 0.05
+
+
+@pytest.mark.parametrize("sizes", [(50, 600), (70, 613), (333, 1007)])
+@pytest.mark.parametrize("n_models", [1, 3])
+def test_where_all_resamples_agree_the_interval_is_that_of_the_plain_auc(sizes, n_models):
+    """Constant scores, and perfect separation: sums in float32 would leave a width of 1e-7."""
+    constant = [torch.ones(n_models, n) for n in sizes]
+    found, plain = two_level(*constant, replicates=20).auc, auc(*(x[0] for x in constant))
+    assert (found.value, found.low, found.high) == pytest.approx((plain.value, plain.low, plain.high), abs=1e-12)
+    apart = [torch.arange(float(n)).expand(n_models, n) + shift for n, shift in zip(sizes, (2000, 0), strict=True)]
+    other = two_level_difference(*apart, apart[0] + 1000, apart[1], replicates=20).auc
+    assert other.high - other.low > 0.01 and other.value == 0
+
+
+def test_resampled_areas_are_whole_pairs_and_exact():
+    rng = generator(0)
+    counts = draw_counts(333, 64, rng), draw_counts(1007, 64, rng)
+    assert ResampledAUC(torch.ones(333), torch.ones(1007))(*counts).unique().tolist() == [0.5]
+    passed = counts[1].cumsum(1)[:, -1:].expand(64, 333)
+    assert len(torch.einsum("bn,bn->b", counts[0], passed / (333 * 1007)).unique()) > 1  # float32 sums of shares
 
 
 def test_the_tpr_is_refused_or_flagged_by_its_support():

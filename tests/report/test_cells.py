@@ -1,3 +1,7 @@
+"""Numbers as they are printed: in a cell of the page, and in a table of text."""
+
+from expunge.audits.tables import number
+from expunge.audits.tables import percent as percent_text
 from expunge.report.cells import area, area_gap, percent, points, rate, scale
 
 
@@ -35,3 +39,17 @@ def test_every_interval_of_a_column_lies_on_its_scale():
 def test_a_scale_of_equal_numbers_has_a_width():
     axis = scale([], 0.5)
     assert axis.low < 0.5 < axis.high
+
+
+def test_an_open_end_of_an_interval_is_printed_as_one():
+    """AIN is censored: {"low": 1.2, "high": None} crashed the table of text, and the page left the whole interval out."""
+    above = {"value": 2.0, "low": 1.2, "high": None, "n": 6, "note": "1 of 6 beyond 100 steps"}
+    below = {"value": 0.5, "low": None, "high": 0.75, "n": 6, "note": None}
+    assert number(above, ".2f") == "2.00 [1.20, ∞)" and number(below, ".2f") == "0.50 (−∞, 0.75]"
+    assert (area(above).value, area(above).interval, area(above).note) == ("2.000", "[1.200, ∞)", "1 of 6 beyond 100 steps")
+    assert area(below).interval == "(−∞, 0.750]" and percent(below).interval == "(−∞, 75.0]" and percent_text(above) == "200.0 [120.0, ∞)"
+    assert number(above | {"high": float("inf")}, ".2f") == "2.00 [1.20, ∞)"
+    alone = {"value": 2.0, "low": None, "high": None, "n": 6, "note": None}
+    assert number(alone) == "2.000" and area(alone).interval == ""
+    axis = scale([above, below])
+    assert "--high" not in axis.style(above) and "--low" in axis.style(above)

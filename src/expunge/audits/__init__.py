@@ -6,6 +6,7 @@ from .base import MembershipAudit
 from .cka import LayerSimilarity, cka, cka_to_retrained
 from .decisions import Decisions, MIANNResult, compare, mia_nn_floor, neighbour_of, two_sample_test
 from .ensemble import Ensemble, cauchy_combination, empirical_p_values, min_p
+from .exposure import Exposure, benjamini_hochberg, exposure
 from .forgetting_score import ForgettingScore, Utility, forgetting_epsilon, forgetting_points, forgetting_score
 from .klom import KLoM, gaussian_kl, histogram_kl, klom, wasserstein
 from .label_only import LabelOnly, gap_accuracy, gap_attack, label_only_lira
@@ -18,7 +19,7 @@ from .probes import Probes, ProbesResult, probe_index
 from .prototypes import PrototypesResult, PrototypicalRelearning
 from .quantile_mia import QuantileResult, quantile_mia
 from .relearn import RelearnResult, RelearnTime, ain_of
-from .risk import Exposure, Risk, benjamini_hochberg, exposure, membership_risk
+from .risk import Risk, RiskModel, calibrate_risk, membership_risk
 from .rmia import RMIA, choose_offline_a, rmia, rmia_leave_one_out, rmia_log_ratio, rmia_ratio, rmia_share
 from .ruli import RULIGame, ruli_efficacy, ruli_privacy, ruli_scores, vulnerability, vulnerable
 from .simple_mia import SimpleMIAResult, simple_mia
@@ -64,6 +65,7 @@ __all__ = [
     "RelearnResult",
     "RelearnTime",
     "Risk",
+    "RiskModel",
     "SVCMIAResult",
     "SimpleMIAResult",
     "ULiRAResult",
@@ -72,6 +74,7 @@ __all__ = [
     "ain_of",
     "area_contrast",
     "benjamini_hochberg",
+    "calibrate_risk",
     "cauchy_combination",
     "choose_offline_a",
     "cka",

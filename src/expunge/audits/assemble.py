@@ -24,7 +24,7 @@ from .class_answers import ClassAnswers, class_answers
 from .groups import has_mates
 from .health import health_flags
 from .result import AttackRow, Audit, Flag, ModelRow
-from .risk import Risk, membership_risk
+from .risk import Risk, calibrate_risk
 from .told_apart import ClassLeakage
 from .verdict import Verdict, area_contrast, class_contrasts, judge
 
@@ -122,12 +122,9 @@ def _risks(audited: Audited, answers: Mapping[str, Scored]) -> dict[str, Risk]:
     labels, n = audited.scored_labels, len(audited.labels[MEMBERS])
     shadow = signal_of_models(logit_margin, audited.shadow_logits, labels)
     ids = torch.cat([audited.ids, -1 - torch.arange(len(labels) - n)])
-    paired = has_mates(audited.included)
+    risk_of = calibrate_risk(shadow, audited.included, drop_mates=has_mates(audited.included))
     return {
-        name: membership_risk(
-            torch.cat([mine.margins[MEMBERS], mine.margins[audited.nonmembers]]), shadow, audited.included, ids, drop_mates=paired
-        ).first(n)
-        for name, mine in answers.items()
+        name: risk_of(torch.cat([mine.margins[MEMBERS], mine.margins[audited.nonmembers]]), ids).first(n) for name, mine in answers.items()
     }
 
 

@@ -26,6 +26,7 @@ from ..errors import DataError
 from ..metrics.agreement import own_variance
 from ..metrics.answers import ONE_REFERENCE, half_width
 from ..metrics.estimate import Estimate, check_level, unsupported
+from .compared import spread_of_gaps
 
 LEAST_IMAGES = 5  # the debiased HSIC needs 4, and each is left out once
 ROWS = 2**22  # numbers of a kernel held at a time: 32 MB
@@ -41,12 +42,14 @@ class LayerSimilarity:
         to_retrained: mean CKA to a retrained model; 1 = the same arrangement of images.
         floor: mean CKA between two retrained models. n/a with one.
         gap: to_retrained − floor, signed, paired over images; 0 = like retraining, negative = less like retrained models than they are. n/a with one.
+        gap_floor: the gap of each retrained model to the others, signed: their mean, and the smallest and the largest (no confidence interval). n/a with fewer than three.
         n_retrained: how many.
     """
 
     to_retrained: Estimate
     floor: Estimate
     gap: Estimate
+    gap_floor: Estimate
     n_retrained: int
 
     def to_dict(self) -> dict[str, Any]:
@@ -145,13 +148,14 @@ def _layer(models: list[Tensor], debiased: bool, level: float) -> LayerSimilarit
     own = [_own(x, debiased) for x in models]
     pairs = {(i, j): _similarity(models[i], models[j], own[i], own[j], debiased) for i, j in itertools.combinations(range(m + 1), 2)}
     if any(pair is None for pair in pairs.values()):
-        return LayerSimilarity(*[unsupported(FLAT, n)] * 3, m)
+        return LayerSimilarity(*[unsupported(FLAT, n)] * 4, m)
     ours = [pairs[0, j] for j in range(1, m + 1)]
     value, without = sum(x.value for x in ours) / m, torch.stack([x.without for x in ours]).mean(0)
     spread = float(torch.tensor([x.value for x in ours]).var()) / m if m > 1 else 0.0
     to_retrained = _estimate(value, without, spread, m, level, ONE_REFERENCE if m == 1 else None)
     if m == 1:
-        return LayerSimilarity(to_retrained, *[unsupported("needs two retrained models, got 1", n)] * 2, m)
+        alone = [unsupported("needs two retrained models, got 1", n)] * 2
+        return LayerSimilarity(to_retrained, *alone, unsupported("needs three retrained models, got 1", 1), m)
     theirs, matrix = [pair for (i, _), pair in pairs.items() if i > 0], torch.zeros(m, m, dtype=torch.float64)
     for (i, j), pair in pairs.items():
         if i > 0:
@@ -162,6 +166,7 @@ def _layer(models: list[Tensor], debiased: bool, level: float) -> LayerSimilarit
         to_retrained,
         _estimate(floor, floor_without, 4 * a / m, m, level, two),
         _estimate(value - floor, without - floor_without, a * (1 + 1 / m), m, level, two),
+        spread_of_gaps(matrix),
         m,
     )
 

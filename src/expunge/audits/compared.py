@@ -10,10 +10,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..data.images import Samples
 from ..device import device_of, resolve_device
 from ..errors import ConfigError, DataError
 from ..metrics.answers import ONE_REFERENCE, half_width
 from ..metrics.estimate import Estimate, unsupported
+from ..report.twins import is_reference
 
 Models = Mapping[str, nn.Module | Sequence[nn.Module]]
 ORIGINAL, RETRAINED = "original", "retrained"
@@ -26,38 +28,73 @@ class Cast:
 
     Attributes:
         original: trained on everything; None if there is none.
-        retrained: never saw the forget set; at least one.
+        retrained: never saw the forget set, by name; at least one.
         unlearned: all others, by name.
     """
 
     original: nn.Module | None
-    retrained: list[nn.Module]
+    retrained: dict[str, nn.Module]
     unlearned: dict[str, nn.Module]
 
     @property
     def named(self) -> dict[str, nn.Module]:
-        """All models: the original, the unlearned ones, and "retrained", "retrained 2", …, as `audit` calls them."""
-        first = {} if self.original is None else {ORIGINAL: self.original}
-        return first | self.unlearned | {_numbered(RETRAINED, k): model for k, model in enumerate(self.retrained)}
+        """All models: the original, the unlearned ones, and then the retrained ones, as `audit` calls them."""
+        return self.audited | self.retrained
+
+    @property
+    def audited(self) -> dict[str, nn.Module]:
+        """All but the retrained ones."""
+        return ({} if self.original is None else {ORIGINAL: self.original}) | self.unlearned
 
 
-def cast(models: Models, *, needs_original: bool = True) -> Cast:
+def cast(models: Models, *, reference: str = RETRAINED, needs_original: bool = True) -> Cast:
     """The models by part, from the mapping that `audit` takes: {"original": …, "retrained": one or several, any other name: one or several}.
 
+    Args:
+        models: by name; a list under one name becomes "name", "name 2", …, and these may also stand in the mapping themselves.
+        reference: the name of the retrained model. "retrained 2", "retrained 3", … are retrained as well.
+        needs_original: whether the original must be there.
+
     Raises:
-        ConfigError: no retrained model, or no original where one is needed.
+        ConfigError: no retrained model, no original where one is needed or several, the original as reference, or a name twice.
+
+    Example:
+        >>> one = nn.Identity()
+        >>> list(cast({"original": one, "gold": one, "gold 2": one, "golden": one}, reference="gold").retrained)
+        ['gold', 'gold 2']
     """
-    flat = {name: [value] if isinstance(value, nn.Module) else list(value) for name, value in models.items()}
-    wanting = [name for name in ([ORIGINAL] if needs_original else []) + [RETRAINED] if not flat.get(name)]
-    if wanting or len(flat.get(ORIGINAL, [])) > 1:
+    if reference == ORIGINAL:
+        raise ConfigError("the reference must be a retrained model; got 'original', which saw the forget set. Pass reference='retrained'.")
+    flat: dict[str, nn.Module] = {}
+    several = {name: [value] if isinstance(value, nn.Module) else list(value) for name, value in models.items()}
+    for name, of_name in several.items():
+        for own, model in ((_numbered(name, k), model) for k, model in enumerate(of_name)):
+            if own in flat:
+                raise ConfigError(f"each model must have a name of its own; got {own!r} twice. The models of a list count as numbered.")
+            flat[own] = model
+    retrained = {name: model for name, model in flat.items() if is_reference(name, reference)}
+    if not retrained or (needs_original and ORIGINAL not in flat) or len(several.get(ORIGINAL, [])) > 1:
         raise ConfigError(
-            f"models must have one 'original' and at least one 'retrained'; got {', '.join(flat) or 'none'}. "
-            "Pass {'original': model, 'unlearned': …, 'retrained': [first, second, third]}."
+            f"models must have one 'original' and at least one {reference!r}; got {', '.join(flat) or 'none'}. "
+            f"Pass {{'original': model, 'unlearned': …, {reference!r}: [first, second, third]}}."
         )
-    others = {
-        _numbered(name, k): model for name, several in flat.items() if name not in (ORIGINAL, RETRAINED) for k, model in enumerate(several)
-    }
-    return Cast(flat[ORIGINAL][0] if ORIGINAL in flat else None, flat[RETRAINED], others)
+    others = {name: model for name, model in flat.items() if name != ORIGINAL and name not in retrained}
+    return Cast(flat.get(ORIGINAL), retrained, others)
+
+
+def few(samples: Samples, most: int) -> Samples:
+    """At most so many of the samples, evenly spread."""
+    return samples if len(samples) <= most else samples.subset(spaced(len(samples), most))
+
+
+def spaced(n: int, most: int) -> Tensor:
+    """At most so many of the numbers below n, evenly spread, ascending.
+
+    Example:
+        >>> spaced(10, 4).tolist(), spaced(3, 4).tolist()
+        ([0, 3, 6, 9], [0, 1, 2])
+    """
+    return torch.arange(n) if n <= most else torch.linspace(0, n - 1, most, dtype=torch.float64).round().long()
 
 
 @contextlib.contextmanager
@@ -73,7 +110,10 @@ def placed(model: nn.Module, device: str | torch.device) -> Iterator[nn.Module]:
 def difference(own: Float[Tensor, " N"], references: Float[Tensor, "M N"], level: float = 0.95, *, bounds: float = math.inf) -> Estimate:
     """The mean of `own` minus the mean of what the M retrained models have on the same N samples, with a paired interval.
 
-    The interval covers which samples were drawn and, with two or more references, which retrained models were. It does not cover the seed of the audited model.
+        √( z² s²_samples / N + t² s² (1 + 1/M) ),    s² the variance of the means of retrained models
+
+    The interval covers which samples were drawn and, with two or more references, the seeds: those of the retrained models (s² / M) and that of the audited model, which has one
+    of its own, too (s², as if it were retrained). So it is a test of "like retraining": for 95 % of models that are one more retrained model it holds 0.
 
     Args:
         own: one number a sample, float64.
@@ -92,7 +132,7 @@ def difference(own: Float[Tensor, " N"], references: Float[Tensor, "M N"], level
     if len(apart) < 2 or apart.isnan().any():
         raise DataError(f"a paired difference needs at least two samples and no NaN; got {len(apart)} with {int(apart.isnan().sum())} NaN.")
     n, m = len(apart), len(references)
-    among = float(references.double().mean(1).var()) / m if m > 1 else 0.0
+    among = float(references.double().mean(1).var()) * (1 + 1 / m) if m > 1 else 0.0
     reach = half_width(float(apart.var()) / n, among, m, level)
     value = float(apart.mean())
     return Estimate(value, max(-bounds, value - reach), min(bounds, value + reach), n, None if m > 1 else ONE_REFERENCE)
@@ -108,6 +148,24 @@ def spread(values: Sequence[float]) -> Estimate:
     if len(values) < 2:
         return unsupported(f"needs two retrained models, got {len(values)}", n=len(values))
     return Estimate(sum(values) / len(values), min(values), max(values), len(values))
+
+
+def spread_of_gaps(pairs: Float[Tensor, "M M"]) -> Estimate:
+    """What chance alone does to a gap "to retrained models, less among them": that of each of the M retrained models against the others, signed; `spread` of these.
+
+    Args:
+        pairs: how far (or how alike) each two retrained models are, symmetric; the diagonal does not count.
+
+    Example:
+        >>> print(spread_of_gaps(torch.tensor([[0.0, 1.0, 1.0], [1.0, 0.0, 2.0], [1.0, 2.0, 0.0]])))
+        0.000 [-1.000, 0.500]
+    """
+    m = len(pairs)
+    if m < 3:
+        return unsupported(f"needs three retrained models, got {m}", n=m)
+    off = pairs.double() * (1 - torch.eye(m, dtype=torch.float64))
+    sums = off.sum(1)
+    return spread((sums / (m - 1) - (off.sum() - 2 * sums) / ((m - 1) * (m - 2))).tolist())
 
 
 def others_of(stacked: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

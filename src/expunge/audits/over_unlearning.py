@@ -31,10 +31,11 @@ from ..progress import report
 from ..rng import uniform
 from ..training.inference import logits_of
 from ..types import Images, Labels, Logits
-from .compared import ORIGINAL, Models, cast, difference, others_of, placed, plain, spread
+from .compared import ORIGINAL, RETRAINED, Models, cast, difference, few, others_of, placed, plain, spread
 
 PERTURBATIONS = ("pgd", "gaussian")
 STAGE = "over-unlearning"
+AT_A_TIME = 1024  # perturbed images held at a time
 
 
 @final
@@ -101,6 +102,7 @@ class OverUnlearning:
         std: standard deviation of the noise, > 0. Paper: 0.01.
         seed: of the noise, in [0, 2**63).
         batch_size: ≥ 1. Results do not depend on it, but for rounding.
+        max_images: of more forget images than this, so many are asked about, evenly spread, ≥ 2.
 
     Raises:
         ConfigError: a setting is outside its range (at construction), or no original or no retrained model (when called).
@@ -132,6 +134,7 @@ class OverUnlearning:
     std: float = setting(0.01, gt=0)
     seed: int = setting(0, ge=0, lt=2**63)
     batch_size: int = setting(256, ge=1)
+    max_images: int = setting(5000, ge=2)
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -140,12 +143,15 @@ class OverUnlearning:
                 f"OverUnlearning: step must be at most 2 eps, {2 * self.eps:g}; got {self.step:g}. A longer one leaves the ball from anywhere."
             )
 
-    def __call__(self, models: Models, split: Split, *, level: float = 0.95, device: str | torch.device = "auto") -> OverUnlearningResult:
+    def __call__(
+        self, models: Models, split: Split, *, reference: str = RETRAINED, level: float = 0.95, device: str | torch.device = "auto"
+    ) -> OverUnlearningResult:
         """Perturbs the forget images with the original, and compares every model with it there.
 
         Args:
             models: by name, as for `audit`: "original", "retrained" (one or several), and any others.
             split: of whole classes.
+            reference: the name of the retrained models.
             level: confidence in (0, 1). device: where the models run.
 
         Raises:
@@ -153,25 +159,29 @@ class OverUnlearning:
 
         Where the original has no gradient at an image, it stays as it is.
         """
-        parts = cast(models)
+        parts = cast(models, reference=reference)
         check_level(level)
         if not split.forget_classes or len(split.forget) < 2:
             raise DataError(
                 f"OU@ε needs whole forgotten classes, at least two images; got classes {split.forget_classes} and {len(split.forget)} images. "
                 "Make the split with forget_classes(train, [...])."
             )
-        with placed(parts.original, device) as original:
-            near = ImageData(self.perturbed(original, split.forget), split.forget.labels, split.forget.classes)
-            near = Subset(near, torch.arange(len(near)), numbers=split.forget.ids)  # so that costs are still those of forget samples
-            expected = without_classes(logits_of(original, near), split.forget_classes)
-        apart = {}
         others = {name: model for name, model in parts.named.items() if name != ORIGINAL}
-        for done, (name, model) in enumerate(others.items()):
-            report(STAGE, done, len(others), name)
-            with placed(model, device):
-                apart[name] = jsd(expected.double(), logits_of(model, near).double())
-        report(STAGE, len(others), len(others))
-        return self._result(apart, len(parts.retrained), level)
+        forget = few(split.forget, self.max_images)
+        blocks = torch.arange(len(forget)).split(max(AT_A_TIME, self.batch_size))
+        apart: dict[str, list[Tensor]] = {name: [] for name in others}
+        for b, at in enumerate(blocks):
+            block = forget.subset(at)
+            with placed(parts.original, device) as original:
+                near = ImageData(self.perturbed(original, block), block.labels, block.classes)
+                near = Subset(near, torch.arange(len(near)), numbers=block.ids)  # so that costs are still those of forget samples
+                expected = without_classes(logits_of(original, near), split.forget_classes)
+            for k, (name, model) in enumerate(others.items()):
+                report(STAGE, b * len(others) + k, len(blocks) * len(others), name)
+                with placed(model, device):
+                    apart[name].append(jsd(expected.double(), logits_of(model, near).double()))
+        report(STAGE, len(blocks) * len(others), len(blocks) * len(others))
+        return self._result({name: torch.cat(of_model) for name, of_model in apart.items()}, len(parts.retrained), level)
 
     def perturbed(self, original: nn.Module, data: Samples) -> Images:
         """The images that models are asked about, float32 in [0, 1], in order; `original` stays as it is.

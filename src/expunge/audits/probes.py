@@ -26,7 +26,7 @@ from ..metrics.estimate import Estimate, check_level, unsupported
 from ..progress import report
 from ..rng import permutation
 from ..training.features import features_at, stages
-from .compared import ORIGINAL, Cast, Models, cast, difference, others_of, placed, plain, spread
+from .compared import ORIGINAL, RETRAINED, Cast, Models, cast, difference, others_of, placed, plain, spread
 from .probe_fit import held_out_bits
 
 PROBES = ("linear", "mlp")
@@ -149,19 +149,22 @@ class Probes:
                 f"Probes: layers must name different modules, at least one; got {self.layers!r}. Leave it out for the model's stages."
             )
 
-    def __call__(self, models: Models, split: Split, *, level: float = 0.95, device: str | torch.device = "auto") -> ProbesResult:
+    def __call__(
+        self, models: Models, split: Split, *, reference: str = RETRAINED, level: float = 0.95, device: str | torch.device = "auto"
+    ) -> ProbesResult:
         """Probes every model on the same samples of the training set.
 
         Args:
             models: by name, as for `audit`: "original", "retrained" (one or several), and any others.
             split: what was forgotten; the retain data must be there.
+            reference: the name of the retrained models.
             level: confidence in (0, 1). device: where the models run.
 
         Raises:
             ConfigError, DataError: as the class says.
             MissingError: a layer that a model does not have. ModelError: see `features_at` and `stages`.
         """
-        parts, (positions, forget, fit) = cast(models), self._draw(split)
+        parts, (positions, forget, fit) = cast(models, reference=reference), self._draw(split)
         check_level(level)
         data = split.train.subset(positions)
         layers = self.layers or tuple(stages(parts.original, data))
@@ -201,7 +204,7 @@ def probe_index(own: Float[Tensor, " N"], original: Float[Tensor, " N"], retrain
     """(mean of own − R) / (mean of original − R), R the mean of the retrained models, on the same N samples: 0 = retrained, 1 = original, not clamped.
 
     The interval is Fieller's, of a ratio of paired means: all ρ for which own − ρ · original − (1 − ρ) · R is not told from 0. It covers which samples were drawn
-    and, with two or more retrained models, which ones they are. It has two ends exactly where the denominator is told from 0; elsewhere there is no value.
+    and, with two or more retrained models, which ones they are; not the seed of the audited model, so read it beside the floor of the index. It has two ends exactly where the denominator is told from 0; elsewhere there is no value.
 
     Args:
         own, original: bits of each held-out sample, summed over layers.

@@ -25,7 +25,7 @@ from ..metrics.estimate import Estimate, check_level, proportion_interval
 from ..progress import report
 from ..rng import permutation
 from ..training.head import features_of, last_linear
-from .compared import Models, cast, others_of, placed, plain, spread
+from .compared import RETRAINED, Models, cast, others_of, placed, plain, spread
 
 KINDS = ("cosine", "l2")
 STAGE = "prototypes"
@@ -148,7 +148,14 @@ class PrototypicalRelearning:
         check_settings(self)
 
     def __call__(
-        self, models: Models, split: Split, test: Samples, *, level: float = 0.95, device: str | torch.device = "auto"
+        self,
+        models: Models,
+        split: Split,
+        test: Samples,
+        *,
+        reference: str = RETRAINED,
+        level: float = 0.95,
+        device: str | torch.device = "auto",
     ) -> PrototypesResult:
         """Puts prototypes of the forgotten classes into every model's last layer, and asks about held-out images.
 
@@ -156,13 +163,14 @@ class PrototypicalRelearning:
             models: by name, as for `audit`: "retrained" (one or several), and any others.
             split: of whole classes; prototypes are made of its forget samples.
             test: images that no model was trained on, of all classes.
+            reference: the name of the retrained models.
             level: confidence in (0, 1). device: where the models run.
 
         Raises:
             ConfigError: no retrained model. DataError: as the class says.
             ModelError: a model's output is not that of an nn.Linear layer.
         """
-        parts, chosen = cast(models, needs_original=False), self._draw(split, test)
+        parts, chosen = cast(models, reference=reference, needs_original=False), self._draw(split, test)
         check_level(level)
         images = split.forget.subset(chosen.unique())
         places = torch.searchsorted(chosen.unique(), chosen)
@@ -278,8 +286,8 @@ def share(hits: Hits, level: float = 0.95) -> Estimate:
 def share_difference(own: Hits, references: Bool[Tensor, "M D N"], level: float = 0.95) -> Estimate:
     """The share of hits minus the mean of those of the M retrained models, on the same draws and images.
 
-    The interval covers which images and draws these are and, with two or more references, which retrained models. As Agresti and Min's, it has a width where all agree: half a
-    sample is added to each way in which two models can differ.
+    The interval covers which images and draws these are and, with two or more references, the seeds of the retrained models and of the audited one, s² (1 + 1/M): for 95 % of models
+    that are one more retrained model it holds 0. As Agresti and Min's, it has a width where all agree: half a sample is added to each way in which two models can differ.
 
     Example:
         >>> print(share_difference(torch.ones(3, 40).bool(), torch.zeros(2, 3, 40).bool()))
@@ -290,7 +298,7 @@ def share_difference(own: Hits, references: Bool[Tensor, "M D N"], level: float 
     by_image, value = apart.mean(0), float(apart.mean())
     centre = value * n / (n + 2)
     variance = (float(by_image.square().sum()) + 1) / (n + 2) - centre**2
-    among = half_width(0.0, float(references.double().mean((1, 2)).var()) / m if m > 1 else 0.0, m, level)
+    among = half_width(0.0, float(references.double().mean((1, 2)).var()) * (1 + 1 / m) if m > 1 else 0.0, m, level)
     draws = float(apart.mean(1).var()) / d if d > 1 else 0.0
     reach = (half_width(variance / (n + 2), draws, d, level) ** 2 + among**2) ** 0.5
     low, high = min(value, centre - reach), max(value, centre + reach)

@@ -29,7 +29,7 @@ from ..rng import derive, fork
 from ..training.inference import logits_of
 from ..training.loop import sgd
 from ..training.orders import Visit, shuffled
-from .compared import ORIGINAL, Models, cast, placed, plain, spread
+from .compared import ORIGINAL, RETRAINED, Models, cast, placed, plain, spread
 
 MEASURES = ("loss", "accuracy")
 STAGE = "relearning"
@@ -151,19 +151,22 @@ class RelearnTime:
                 f"RelearnTime: lrs must be learning rates > 0, at least one; got {self.lrs!r}. Pass (0.003, 0.01, 0.03, 0.1)."
             )
 
-    def __call__(self, models: Models, forget: Samples, *, level: float = 0.95, device: str | torch.device = "auto") -> RelearnResult:
+    def __call__(
+        self, models: Models, forget: Samples, *, reference: str = RETRAINED, level: float = 0.95, device: str | torch.device = "auto"
+    ) -> RelearnResult:
         """Relearns the forget set from every model.
 
         Args:
             models: by name, as for `audit`: "original", "retrained" (one or several), and any others. Copies are trained.
             forget: D_F with its labels, `split.forget`; for whole classes all or some of their training images.
+            reference: the name of the retrained models.
             level: confidence in (0, 1). device: where the models run.
 
         Raises:
             ConfigError: no original or no retrained model. DataError: no forget sample.
             ModelError: a model's outputs do not fit.
         """
-        parts = cast(models)
+        parts = cast(models, reference=reference)
         check_level(level)
         if len(forget) == 0:
             raise DataError("relearning needs forget samples; got none. Pass split.forget.")

@@ -1,7 +1,7 @@
-"""Risk sample by sample: how probable it is that a model was trained on each one, and which samples stay exposed after unlearning.
+"""Risk sample by sample: how probable it is that a model was trained on each one.
 
-Two designs. `membership_risk` asks about one model, with shadow models: the likelihood ratio of LiRA, turned into a probability by how often shadow models with such a ratio
-had truly seen the sample. `exposure` asks about a method, with many unlearned models of a pool: an AUC over models for each sample.
+Asks about one model, with shadow models: the likelihood ratio of LiRA, turned into a probability by how often shadow models with such a ratio had truly seen the sample.
+exposure.py asks about a method, with many unlearned models of a pool.
 """
 
 import math
@@ -44,7 +44,7 @@ class Risk:
 
     def riskiest(self, k: int) -> list[tuple[int, Estimate]]:
         """The k samples with the highest probability, (id, estimate), highest first."""
-        return _top(self.ids, self.probability, self.low, self.high, k, self.n_models)
+        return top(self.ids, self.probability, self.low, self.high, k, self.n_models)
 
     def first(self, n: int) -> "Risk":
         """The same for the first n samples alone."""
@@ -59,41 +59,6 @@ class Risk:
         """Plain values for JSON."""
         lists = {name: getattr(self, name).tolist() for name in ("ids", "probability", "low", "high")}
         return lists | {"brier": self.brier.to_dict(), "n_models": self.n_models, "level": self.level}
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class Exposure:
-    """For each sample of a pool how well models that forgot it are told from models that never saw it.
-
-    Attributes:
-        ids: (N,) as given. auc: (N,) over models, as measured. shrunk, low, high: (N,) shrunk towards the pool's mean, with its interval at `level`.
-        p_values: (N,) one-sided, of the AUC being 0.5. exposed: (N,) bool, chosen so that at most `fdr` of the chosen are expected to be chance.
-        mean: of the AUCs, over samples. spread: τ, the standard deviation of the true AUCs; 0 where chance explains all of it.
-        n_models, fdr, level: as given.
-    """
-
-    ids: Tensor
-    auc: Tensor
-    shrunk: Tensor
-    low: Tensor
-    high: Tensor
-    p_values: Tensor
-    exposed: Tensor
-    mean: Estimate
-    spread: float
-    n_models: int
-    fdr: float
-    level: float
-
-    def riskiest(self, k: int) -> list[tuple[int, Estimate]]:
-        """The k samples with the highest shrunk AUC, (id, estimate), highest first."""
-        return _top(self.ids, self.shrunk, self.low, self.high, k, self.n_models)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        lists = {name: getattr(self, name).tolist() for name in ("ids", "auc", "shrunk", "low", "high", "p_values", "exposed")}
-        return lists | {"mean": self.mean.to_dict()} | {name: getattr(self, name) for name in ("spread", "n_models", "fdr", "level")}
 
 
 def membership_risk(
@@ -139,87 +104,55 @@ def membership_risk(
         >>> print(*(f"{p:.2f}" for p in risk.probability.view(-1, 3).mean(0).tolist()))
         0.49 0.94 0.07
     """
-    n = _check(shadow, included, level, 6)
-    ids = _checked_ids(ids, n)
-    target = checked_margins("the target", target[None], 1, n)[0]
+    return calibrate_risk(shadow, included, level, prior_weight=prior_weight, drop_mates=drop_mates)(target, ids)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class RiskModel:
+    """What shadow models say about margins: called with those of one model, it gives `Risk`. Made by `calibrate_risk`.
+
+    Attributes:
+        brier: of the probabilities on the shadow models. n_models: shadow models. level: of confidence.
+    """
+
+    brier: Estimate
+    n_models: int
+    level: float
+    _curve: "_Curve"
+    _centre: Tensor
+    _groups: tuple[Group, Group]
+    _prior_weight: float
+
+    def __call__(self, target: Tensor, ids: Tensor | None = None) -> Risk:
+        """The risk of each sample under the model with these margins, (N,); ids as in `membership_risk`."""
+        n = len(self._centre)
+        target, ids = checked_margins("the target", target[None], 1, n)[0], checked_ids(ids, n)
+        ratio, error = _ratio(target - self._centre, *self._groups, prior_weight=self._prior_weight)
+        reach = float(ndtri((1 + self.level) / 2)) * error
+        probability, low, high = (torch.from_numpy(self._curve(x.numpy())) for x in (ratio, ratio - reach, ratio + reach))
+        return Risk(ids, probability, low, high, self.brier, self.n_models, self.level)
+
+
+def calibrate_risk(
+    shadow: Tensor, included: Tensor, level: float = 0.95, *, prior_weight: float = 10.0, drop_mates: bool = True
+) -> RiskModel:
+    """The part of `membership_risk` that depends on the shadow models alone, and is nearly all of its cost: for many models on the same samples it is paid once.
+
+    Args, Raises: as for `membership_risk`.
+
+    Example:
+        >>> shadow, included = torch.randn(8, 50), torch.tensor([True, False]).repeat(4)[:, None].expand(8, 50)
+        >>> risk_of = calibrate_risk(shadow, included)
+        >>> [len(risk_of(margins).probability) for margins in torch.randn(3, 50)]
+        [50, 50, 50]
+    """
+    check_pool(shadow, included, level, 6)
     if not prior_weight >= 0:
         raise ConfigError(f"prior_weight must be a number ≥ 0; got {prior_weight!r}. 0 = each sample's own variance.")
     known = lira_leave_one_out(shadow, included, prior_weight=prior_weight, drop_mates=drop_mates)
-    curve = _calibrate(known, included)
     centre, *groups = moments(shadow.detach().cpu(), included)
-    ratio, error = _ratio(target - centre, *groups, prior_weight=prior_weight)
-    reach = float(ndtri((1 + level) / 2)) * error
-    probability, low, high = (torch.from_numpy(curve(x.numpy())) for x in (ratio, ratio - reach, ratio + reach))
-    return Risk(ids, probability, low, high, _brier(known, included, level), len(shadow), level)
-
-
-def exposure(
-    after: Tensor, included: Tensor, ids: Tensor | None = None, fdr: float = 0.05, level: float = 0.95, *, standardise: bool = True
-) -> Exposure:
-    """For each sample of a pool the AUC, over models, of those that forgot it against those that never saw it; and which samples stay exposed.
-
-        shrunk = Ā + τ² / (τ² + v) · (A − Ā),    v = (M + 1) / (3 M²): a standard error of 0.41 / √(M/2) at the null
-        exposed: the largest r with p₍ᵣ₎ ≤ r · fdr / N (Benjamini-Hochberg)
-
-    The distribution and the shrunk values are what to look at; the largest raw AUC of many samples is mostly luck.
-
-    Args:
-        after: (M, N) margins after unlearning, M ≥ 6 (`u_lira_pool`'s design). included: (M, N) bool, what each model trained on and then unlearned.
-        ids: (N,) integers; None = positions.
-        fdr: expected share of chance among the chosen, in (0, 1).
-        level: confidence in (0, 1).
-        standardise: take each sample's mean over models, and then each model's median over the pool, out of the margins, so that a model that is more confident as a whole says nothing.
-
-    Raises:
-        DataError: shapes do not fit, NaN, too few models, or a sample that fewer than 2 models forgot or never saw. ConfigError: a setting outside its range.
-
-    Cost: one sort of M margins for each sample.
-
-    Paper: Hayes et al., SaTML 2025, arXiv:2403.01218 (samples differ); Benjamini and Hochberg, JRSS B 1995. Departures: samples share models, so that their p-values depend on one
-    another; the choice assumes that they do so positively.
-
-    Example:
-        >>> rng = torch.Generator().manual_seed(0)
-        >>> half = torch.rand(32, 200, generator=rng) < 0.5
-        >>> included = torch.stack([half, ~half], 1).flatten(0, 1)
-        >>> after = torch.randn(64, 200, generator=rng) + 2 * included * (torch.arange(200) < 20)
-        >>> found = exposure(after, included)
-        >>> int(found.exposed[:20].sum()), int(found.exposed[20:].sum()), [i for i, _ in found.riskiest(3)]
-        (20, 2, [10, 1, 12])
-    """
-    n = _check(after, included, level, 6)
-    ids = _checked_ids(ids, n)
-    if not 0 < fdr < 1:
-        raise ConfigError(f"fdr must be a share in (0, 1); got {fdr!r}. 0.05 = of 20 chosen samples one by chance.")
-    margins = after.detach().cpu().double()
-    if standardise:
-        margins = margins - margins.mean(0)
-        margins = margins - margins.median(1, keepdim=True).values
-    area, p_values = _aucs(margins.numpy(), included.numpy())
-    n_in = included.sum(0).double().numpy()
-    n_out = len(margins) - n_in
-    chance = (len(margins) + 1) / (12 * n_in * n_out)
-    centre, z = float(area.mean()), float(ndtri((1 + level) / 2))
-    between = max(0.0, float(area.var(ddof=1)) - float(chance.mean())) if n > 1 else 0.0
-    weight = between / (between + chance)
-    shrunk, error = centre + weight * (area - centre), np.sqrt(weight * chance + (1 - weight) ** 2 * (between + chance) / n)
-    reach = z * math.sqrt((between + float(chance.mean())) / n)
-    ends = (np.clip(shrunk + sign * z * error, 0, 1) for sign in (-1, 1))
-    numbers = (torch.from_numpy(x) for x in (area, shrunk, *ends, p_values))
-    mean = Estimate(centre, max(0.0, centre - reach), min(1.0, centre + reach), n)
-    return Exposure(ids, *numbers, torch.from_numpy(benjamini_hochberg(p_values, fdr)), mean, math.sqrt(between), len(margins), fdr, level)
-
-
-def benjamini_hochberg(p_values: np.ndarray, fdr: float) -> np.ndarray:
-    """Which hypotheses to reject so that the expected share of false ones among them is at most `fdr`, bool (N,).
-
-    Example:
-        >>> benjamini_hochberg(np.array([0.001, 0.03, 0.04, 0.9]), 0.05).tolist()
-        [True, False, False, False]
-    """
-    ordered = np.sort(p_values)
-    passed = np.flatnonzero(ordered <= fdr * np.arange(1, len(ordered) + 1) / len(ordered))
-    return p_values <= (ordered[passed[-1]] if len(passed) else -1.0)
+    return RiskModel(_brier(known, included, level), len(shadow), level, _calibrate(known, included), centre, tuple(groups), prior_weight)
 
 
 class _Curve(NamedTuple):
@@ -275,25 +208,14 @@ def _ratio(target: Tensor, group_in: Group, group_out: Group, *, prior_weight: f
     return ratio, variance.sqrt()
 
 
-def _aucs(margins: np.ndarray, included: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For each sample the AUC over models and the one-sided p-value of the rank sum (normal, corrected for ties and for steps of 1/2)."""
-    from scipy.stats import norm, rankdata
-
-    ranks = rankdata(margins, axis=0)
-    m, n1 = len(margins), included.sum(0)
-    n0 = m - n1
-    wins = (ranks * included).sum(0) - n1 * (n1 + 1) / 2
-    variance = n1 * n0 / (m - 1) * (ranks**2).mean(0) * m / m - n1 * n0 / (m - 1) * ((m + 1) / 2) ** 2
-    z = (wins - n1 * n0 / 2 - 0.5) / np.sqrt(np.maximum(variance, 1e-12))
-    return wins / (n1 * n0), norm.sf(z)
-
-
-def _top(ids: Tensor, value: Tensor, low: Tensor, high: Tensor, k: int, n: int) -> list[tuple[int, Estimate]]:
+def top(ids: Tensor, value: Tensor, low: Tensor, high: Tensor, k: int, n: int) -> list[tuple[int, Estimate]]:
+    """The k samples with the highest values, (id, estimate), highest first."""
     order = value.argsort(descending=True, stable=True)[:k].tolist()
     return [(int(ids[i]), Estimate(float(value[i]), float(low[i]), float(high[i]), n)) for i in order]
 
 
-def _check(margins: Tensor, included: Tensor, level: float, least: int) -> int:
+def check_pool(margins: Tensor, included: Tensor, level: float, least: int) -> int:
+    """The number of samples of a checked pool: models (M, N) of which at least 2 have, and 2 have not, each sample."""
     check_level(level)
     n = checked_margins("models", margins, least).shape[1]
     if included.dtype != torch.bool or included.shape != margins.shape:
@@ -302,7 +224,7 @@ def _check(margins: Tensor, included: Tensor, level: float, least: int) -> int:
     return n
 
 
-def _checked_ids(ids: Tensor | None, n: int) -> Tensor:
+def checked_ids(ids: Tensor | None, n: int) -> Tensor:
     if ids is None:
         return torch.arange(n)
     if ids.shape != (n,) or ids.is_floating_point() or ids.dtype == torch.bool:

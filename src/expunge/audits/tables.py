@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple
 
 from ..metrics.gap import GROUPS
+from ..report.cells import interval
 from ..report.factors_section import GROUPS as FACTORS
 from ..report.factors_section import QUANTITY, SHARE, SIGNED, Factor, basis, value_of
 from ..report.spectrum_section import values_with_errors
@@ -118,7 +119,7 @@ def _spectrum_table(result: Plain) -> Table:
 
 def _measure_table(measures: list[Plain]) -> Table:
     rows = [[m["quantity"], m["model"], number(m["value"]), m["like"], number(m["floor"])] for m in measures]
-    return Table("Further measures", ["what", "model", "value", "for retrained", "floor: between retrained"], rows)
+    return Table("Further measures", ["what", "model", "value", "for retrained", "each retrained (smallest to largest)"], rows)
 
 
 def _norms(spectra: list[Plain]) -> list[str]:
@@ -189,15 +190,18 @@ def lines(table: Table) -> list[str]:
 
 
 def number(estimate: Plain | None, form: str = ".3f") -> str:
-    """An estimate with its interval if it has one, "n/a (reason)", or "-" where there is none."""
+    """An estimate with its interval if it has one, "n/a (reason)", or "-" where there is none; an interval may have an open end.
+
+    Example:
+        >>> number({"value": 2.0, "low": 1.2, "high": None, "n": 6, "note": None}, ".2f")
+        '2.00 [1.20, ∞)'
+    """
     if estimate is None:
         return "-"
     if estimate["value"] is None:
         return f"n/a ({estimate['note']})"
-    if estimate["low"] is None:
-        return format(estimate["value"], form)
-    value, low, high = (format(estimate[k], form) for k in ("value", "low", "high"))
-    return f"{value} [{low}, {high}]"
+    ends = interval(estimate["low"], estimate["high"], lambda x: format(x, form))
+    return f"{estimate['value']:{form}} {ends}".rstrip()
 
 
 def percent(estimate: Plain | None, form: str = ".1f") -> str:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..errors import ConfigError, DataError
 from ..metrics.estimate import Estimate, check_level, proportion_interval, unsupported
-from ..metrics.roc import FEW_FALSE_POSITIVES, MIN_FALSE_POSITIVES
+from ..metrics.roc import FEW_FALSE_POSITIVES, MIN_FALSE_POSITIVES, false_positives
 
 FEW_MODELS = 8  # a side. Where whole models are shifted, chance separates 4 from 4 perfectly in 1 of 35 nulls: 2 / C(8, 4)
 SHARED_FITS = 2.5  # times the naive variance over models; on noise with whole models shifted, the true one was 2.0 to 2.8 times the naive
@@ -103,7 +103,7 @@ def contrast(members: Tensor, nonmembers: Tensor, fpr: float) -> Terms:
     accepted, rejected = (members > 0).double() / 2, (nonmembers <= 0).double() / 2
 
     n = len(nonmembers)
-    k = _false_positives(fpr, n)
+    k = false_positives(fpr, n)
     reach = max(1, math.isqrt(k))  # the rank of the threshold varies by about √k from draw to draw of non-members
     ranks = torch.tensor([max(0, k - reach), k, min(n, k + reach)])
     thresholds = torch.cat([ranked.flip(0), ranked.new_full((1,), -math.inf)])[ranks]  # the (k+1)-th highest may not pass, ties neither
@@ -135,10 +135,6 @@ def _placed(members: Tensor, nonmembers: Tensor) -> tuple[Tensor, Tensor, Tensor
     return tuple(torch.from_numpy(x) for x in found)
 
 
-def _false_positives(fpr: float, n: int) -> int:
-    return min(n, math.floor(fpr * n + 1e-9))  # 1e-9: 0.29 · 100 is 28.999… in floating point
-
-
 def estimates(
     values: Tensor, spread: Tensor, influence: Tensor, *, trials: int, n_nonmembers: int, fpr: float, level: float
 ) -> list[Estimate]:
@@ -162,7 +158,7 @@ def _interval(value: float, error: float, trials: int, level: float) -> tuple[fl
 
 
 def _supported(tpr: Estimate, fpr: float, n_nonmembers: int) -> Estimate:
-    k = _false_positives(fpr, n_nonmembers)
+    k = false_positives(fpr, n_nonmembers)
     if k < MIN_FALSE_POSITIVES:
         needed = math.ceil(MIN_FALSE_POSITIVES / fpr - 1e-9)
         return unsupported(f"TPR at {100 * fpr:g}% FPR needs {needed} non-members, got {n_nonmembers}", tpr.n)

@@ -43,7 +43,7 @@ class ResampledAUC:
     Example:
         >>> members, nonmembers = torch.tensor([1.0, 3.0]), torch.tensor([0.0, 2.0])
         >>> ResampledAUC(members, nonmembers)(torch.tensor([[1.0, 1.0], [0.0, 2.0]]), torch.ones(2, 2))
-        tensor([0.7500, 1.0000])
+        tensor([0.7500, 1.0000], dtype=torch.float64)
     """
 
     def __init__(self, members: Tensor, nonmembers: Tensor):
@@ -56,9 +56,16 @@ class ResampledAUC:
     def __call__(
         self, member_counts: Float[Tensor, "B n_members"], nonmember_counts: Float[Tensor, "B n_nonmembers"]
     ) -> Float[Tensor, " B"]:
-        passed = torch.nn.functional.pad(nonmember_counts[:, self.order].cumsum(1), (1, 0))
+        return self.areas(member_counts, self.passed(nonmember_counts))
+
+    def passed(self, nonmember_counts: Float[Tensor, "B n_nonmembers"]) -> Float[Tensor, "B n_nonmembers_and_1"]:
+        """How many drawn non-members are among the j lowest, for j = 0, …, n₀."""
+        return torch.nn.functional.pad(nonmember_counts[:, self.order].cumsum(1), (1, 0))
+
+    def areas(self, member_counts: Float[Tensor, "B n_members"], passed: Float[Tensor, "B n_nonmembers_and_1"]) -> Float[Tensor, " B"]:
+        """The AUCs from the counts that `passed` gave. Sums of pairs are whole numbers in float64, hence exact: resamples that agree agree to the last digit."""
         beaten = passed[:, self.below]
         if self.ties:
             beaten = (beaten + passed[:, self.up_to]) / 2
-        n_pairs = member_counts.shape[1] * nonmember_counts.shape[1]
-        return torch.einsum("bn,bn->b", member_counts, beaten / n_pairs)
+        n_pairs = member_counts.shape[1] * (passed.shape[1] - 1)
+        return torch.einsum("bn,bn->b", member_counts.double(), beaten.double()) / n_pairs

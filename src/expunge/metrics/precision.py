@@ -1,7 +1,7 @@
 """What an audit will need, before anything is trained: models, images and time for a wanted precision, in closed form.
 
     AUC ± m             z · √((n₁ + n₀ + 1) / (12 n₁ n₀)) ≤ m                  at the null; pairing with the retrained model only makes it narrower
-    TPR at FPR ± r      k = FPR · n₀ ≥ (z / r)², and n₁ ≥ (z / r)² (1 − TPR) / TPR
+    TPR at FPR ± r      (1 − TPR) / (TPR · n₁) + 1/k ≤ (asinh(r) / z)²,  k = FPR · n₀; half each where images allow it, otherwise the plentiful kind makes up for the other
     AUC of a sample ± s z · √((M + 1) / (3 M²)) ≤ s                             over M models, half of which saw the sample
     ε                   the bound of a perfect separation, with half of the models to choose the rule, is ≥ ε
     difference of seeds t · sd · √(1/U + 1/R) ≤ m                              U unlearned and R retrained models whose AUCs differ by sd from seed to seed
@@ -20,7 +20,7 @@ from ..checks import check_settings, is_integer, setting
 from ..errors import ConfigError
 from .epsilon import epsilon_ceiling
 from .estimate import check_level
-from .roc import FEW_FALSE_POSITIVES, MIN_FALSE_POSITIVES
+from .roc import FEW_FALSE_POSITIVES, MIN_FALSE_POSITIVES, false_positives
 
 MOST = 10**6  # models; a wish beyond that is refused
 SHADOWS, RETRAINED = 16, 3  # the fewest that LiRA with shrunk variances and any floor are worth having with
@@ -147,7 +147,7 @@ def plan_audit(
     Example:
         >>> print(plan_audit(200, 10000, auc=0.02, tpr=0.2, sample_auc=0.1, seconds_per_training=60.0))
         AUC ± 0.02: NOT REACHABLE, needs 871 forget images with 10,000 test images, got 200; ± 0.0405 can be reached
-        TPR at 1% FPR ± 20%: NOT REACHABLE, needs 9,508 forget images for a TPR of 0.01, got 200; at a TPR of 0.325 or more it can be reached
+        TPR at 1% FPR ± 20%: NOT REACHABLE, needs 19,267 forget and 19,500 test images for a TPR of 0.01, got 200 and 10,000; at a TPR of 0.948 or more or at 34% FPR it can be reached; at 1% the TPR is less precise
         AUC of each sample ± 0.1: 130 shadow models (of a pool: each unlearned once)
         together: 130 shadow, 0 unlearned and 3 retrained models: 134 trainings, 130 unlearnings, 2.2 h
     """
@@ -206,25 +206,52 @@ def _partner(m: float, n: int, z: float) -> int | None:
 
 
 def _tpr(asked: Wishes, n1: int, n0: int, z: float) -> Need:
-    r, fpr = asked.tpr, asked.fpr
-    wish, tpr = f"TPR at {100 * fpr:g}% FPR ± {100 * r:g}%", asked.expected_tpr or fpr
-    k = math.ceil((z / r) ** 2)
-    tests, members = math.ceil(max(k, MIN_FALSE_POSITIVES) / fpr - 1e-9), math.ceil((z / r) ** 2 * (1 - tpr) / tpr)
+    # room: what the relative variances of found members and of the threshold may add up to. They multiply the TPR: ± r of it is asinh(r) of its logarithm.
+    fpr, room = asked.fpr, (math.asinh(asked.tpr) / z) ** 2
+    wish, tpr = f"TPR at {100 * fpr:g}% FPR ± {100 * asked.tpr:g}%", asked.expected_tpr or fpr
+    odds, k = (1 - tpr) / tpr, false_positives(fpr, n0)
+    reason = f"for a TPR of {tpr:g} or more"
+    members, tests = math.ceil(2 * odds / room), _test_images(room / 2, fpr)
+    if n1 >= members and n0 >= tests:
+        return Need(wish, True, {"forget_images": members, "test_images": tests}, reason)
+    if (
+        k >= MIN_FALSE_POSITIVES and odds / n1 + 1 / k <= room
+    ):  # of one kind fewer than half of the error asks for, of the other enough to make up for it
+        if n1 < members:
+            return Need(wish, True, {"forget_images": n1, "test_images": min(n0, _test_images(room - odds / n1, fpr))}, reason)
+        return Need(wish, True, {"forget_images": min(n1, math.ceil(odds / (room - 1 / k))), "test_images": n0}, reason)
+    could = _tpr_within_reach(asked, n1, n0, room, odds)
+    reason = f"needs {members:,} forget and {tests:,} test images for a TPR of {tpr:g}, got {n1:,} and {n0:,}; {could}"
     if n0 < tests:
-        got = math.floor(fpr * n0 + 1e-9)
-        lowest = max(k, MIN_FALSE_POSITIVES) / n0
-        could = f"at {100 * lowest:.2g}% FPR it can be reached" if lowest < 1 else "no FPR can be reached with them"
-        weak = "refused" if got < MIN_FALSE_POSITIVES else "flagged as underpowered" if got < FEW_FALSE_POSITIVES else "less precise"
-        return Need(wish, False, {}, f"needs {tests:,} test images, got {n0:,}; {could}, and at {100 * fpr:g}% the TPR is {weak}")
-    if n1 < members:
-        could = (z / r) ** 2 / (n1 + (z / r) ** 2)
-        return Need(
-            wish,
-            False,
-            {},
-            f"needs {members:,} forget images for a TPR of {tpr:g}, got {n1:,}; at a TPR of {math.ceil(1000 * could) / 1000:g} or more it can be reached",
-        )
-    return Need(wish, True, {"forget_images": members, "test_images": tests}, f"for a TPR of {tpr:g} or more")
+        weak = "refused" if k < MIN_FALSE_POSITIVES else "flagged as underpowered" if k < FEW_FALSE_POSITIVES else "less precise"
+        reason += f"; at {100 * fpr:g}% the TPR is {weak}"
+    return Need(wish, False, {}, reason)
+
+
+def _test_images(variance: float, fpr: float) -> int:
+    """How many non-members give the threshold this relative variance, 1/k."""
+    return math.ceil(max(math.ceil(1 / variance - 1e-9), MIN_FALSE_POSITIVES) / fpr - 1e-9)
+
+
+def _tpr_within_reach(asked: Wishes, n1: int, n0: int, room: float, odds: float) -> str:
+    """The FPR, and the TPR at the FPR asked for, from which on the images at hand are enough."""
+    k, could = false_positives(asked.fpr, n0), []
+    if k >= MIN_FALSE_POSITIVES and 1 / k < room:
+        could.append(f"at a TPR of {math.ceil(1000 / (1 + n1 * (room - 1 / k))) / 1000:g} or more")
+    if asked.expected_tpr is None:  # the TPR is the FPR: (1 − f)/(f n₁) + 1/(f n₀) ≤ room
+        lowest = (1 / n1 + 1 / n0) / (room + 1 / n1)
+    else:
+        lowest = 1 / (n0 * (room - odds / n1)) if odds / n1 < room else math.inf
+    lowest = max(lowest, MIN_FALSE_POSITIVES / n0)
+    if lowest < 1 and (lowest := math.ceil(lowest * n0 - 1e-9) / n0) > asked.fpr:  # whole false positives
+        could.append(f"at {_percent_up(lowest)}% FPR")
+    return f"{' or '.join(could)} it can be reached" if could else "at no FPR can it be reached for this TPR"
+
+
+def _percent_up(share: float) -> str:
+    """In per cent with two digits, rounded up."""
+    digits = 1 - math.floor(math.log10(100 * share))
+    return f"{math.ceil(100 * share * 10**digits - 1e-9) / 10**digits:g}"
 
 
 def _sample_auc(s: float, z: float, most: int) -> Need:

@@ -84,7 +84,7 @@ def rank_methods(gaps: Gaps, level: float = 0.95) -> Ranking:
 
     Args:
         gaps: by name of method, at least two, an array of finite numbers: (S,) for S ≥ 2 units that all methods share (seeds, or samples), or (S, N) for S seeds and
-            N samples; then seeds and samples are both units, and S = 1 is allowed. Take absolute gaps if closer to 0 is better, accuracies with a minus sign.
+            N samples; then seeds and samples are both units, the fewer bound what can be claimed, and S = 1 is allowed. Take absolute gaps if closer to 0 is better, accuracies with a minus sign.
         level: confidence in (0, 1), for all pairs together.
 
     Raises:
@@ -93,7 +93,7 @@ def rank_methods(gaps: Gaps, level: float = 0.95) -> Ranking:
     Cost: O(k² · units) for k methods.
 
     Paper: Holm, "A simple sequentially rejective multiple test procedure", Scandinavian Journal of Statistics 1979.
-    Departures: differences without any spread over units get the p-value of their signs, 2^(1−S), and not 0. With 3 seeds hardly any of many methods can be told
+    Departures: differences without any spread get the p-value of their signs, and not 0: 2^(1−S) for S units, of (S, N) 2^(1−min(S, N)). With 3 seeds hardly any of many methods can be told
     apart: the smallest gaps are then ties, which is what 3 seeds say.
 
     Example:
@@ -157,21 +157,23 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def _mean(x: np.ndarray) -> _Mean:
     """The mean over units with its standard error; over seeds and samples at once, by the two-way analysis of variance without repeats.
 
-    Var(mean) = (MS_seeds + MS_samples − MS_rest) / (S N),    degrees of freedom by Satterthwaite
+    Var(mean) = (MS_seeds + MS_samples − MS_rest) / (S N),    min(S, N) − 1 degrees of freedom
+
+    Satterthwaite's degrees of freedom, which are more, let the interval of two seeds and a hundred samples hold the truth in 88 %: two seeds that happen to agree look like
+    certainty.
     """
     value, n = float(x.mean()), x.size
-    signs = min(1.0, 2.0 ** (1 - max(x.shape)))
     if x.ndim == 1 or 1 in x.shape:
-        units = x.reshape(-1)
+        units, signs = x.reshape(-1), 2.0 ** (1 - n)
         return _Mean(value, float(units.std(ddof=1)) / math.sqrt(n), n - 1, n, signs)
     s, m = x.shape
+    signs = 2.0 ** (1 - min(s, m))  # a thousand samples that agree under two seeds are two seeds that agree, and not a thousand
     rows, columns = x.mean(1), x.mean(0)
     by_seed, by_sample = m * float(rows.var(ddof=1)), s * float(columns.var(ddof=1))
     rest = float(((x - rows[:, None] - columns + value) ** 2).sum()) / ((s - 1) * (m - 1))
     # Where seeds or samples differ by less than the rest explains, theirs counts as the rest: never less than one layer of noise.
-    parts = [(max(by_seed, rest), s - 1), (max(by_sample, rest), m - 1), (-rest, (s - 1) * (m - 1))]
-    total, uncertain = sum(part for part, _ in parts), sum(part**2 / freedom for part, freedom in parts)
-    return _Mean(value, math.sqrt(max(0.0, total) / n), max(s - 1.0, total**2 / uncertain) if uncertain > 0 else math.inf, n, signs)
+    total = max(by_seed, rest) + max(by_sample, rest) - rest
+    return _Mean(value, math.sqrt(max(0.0, total) / n), min(s, m) - 1, n, signs)
 
 
 def _p_value(mean: _Mean) -> float:

@@ -27,6 +27,16 @@ MIN_FALSE_POSITIVES = 5
 FEW_FALSE_POSITIVES = 25
 
 
+def false_positives(fpr: float, n: int) -> int:
+    """How many of n non-members a threshold at this false-positive rate may let through: k = floor(fpr · n).
+
+    Example:
+        >>> false_positives(0.29, 100), false_positives(0.001, 999)
+        (29, 0)
+    """
+    return min(n, math.floor(fpr * n + 1e-9))  # 1e-9: 0.29 · 100 is 28.999… in floating point
+
+
 def auc(members: Members, nonmembers: NonMembers, level: float = 0.95) -> Estimate:
     """The probability that a random member scores above a random non-member, ties counted half; in [0, 1], 0.5 = no information.
 
@@ -187,7 +197,7 @@ def _staircase(members: Tensor, nonmembers: Tensor, fprs: list[float], *, level:
     if not all(0 < fpr <= 1 for fpr in fprs):
         raise ConfigError(f"fpr must be a fraction in (0, 1]; got {fprs}. Pass 0.01 for 1 %.")
     n1, n0 = len(members), len(nonmembers)
-    false = np.array([min(n0, math.floor(fpr * n0 + 1e-9)) for fpr in fprs])  # 1e-9: 0.29 · 100 is 28.999… in floating point
+    false = np.array([false_positives(fpr, n0) for fpr in fprs])
     descending = nonmembers.sort(descending=True).values
     # hits[k]: how many members score strictly above the (k+1)-th highest non-member; all of them once every non-member may pass.
     hits = n1 - torch.searchsorted(members.sort().values, descending, right=True)

@@ -67,6 +67,11 @@ def _products(a: Tensor, b: Tensor) -> Tensor:
 
 def _check_accuracies(unlearned: Tensor, retrained: Tensor) -> None:
     for accuracies in (unlearned, retrained):
+        if accuracies.ndim != 2 or accuracies.shape[1] != 3:
+            raise DataError(
+                f"Tug-of-War needs accuracies of shape (seeds, 3), columns forget, retain, test; got {tuple(accuracies.shape)}. "
+                "For one seed pass a matrix of one row."
+            )
         if len(accuracies) == 0 or len(accuracies) != len(unlearned):
             raise DataError(
                 f"Tug-of-War needs one row for each seed, as many of both; got {len(unlearned)} and {len(retrained)}. Pair models by seed."

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from ..checks import choose, is_integer
 from ..errors import ConfigError, DataError
-from .bootstrap import blocks, draw_counts, generator
+from .bootstrap import ResampledAUC, blocks, draw_counts, generator
 from .estimate import Estimate, check_level, proportion_interval, unsupported
-from .roc import FEW_FALSE_POSITIVES, MIN_FALSE_POSITIVES, placements
+from .roc import FEW_FALSE_POSITIVES, MIN_FALSE_POSITIVES, false_positives, placements
 
 KINDS = ("percentile", "bca")
 ONE_MODEL = "one model: its interval says nothing of other seeds"
@@ -158,7 +158,7 @@ class _Ranked:
         self.order, self.ranks = nonmembers.argsort(), members.argsort(descending=True)
         ordered, descending = nonmembers[self.order], members[self.ranks]
         self.k, self.n1, self.n0 = k, len(members), len(nonmembers)
-        self.below, self.up_to = torch.searchsorted(ordered, descending), torch.searchsorted(ordered, descending, right=True)
+        self.pairs = ResampledAUC(descending, nonmembers)
         # above[j]: how many members score strictly above non-member j of the ascending order; last, all of them, where every non-member may pass
         above = self.n1 - torch.searchsorted(descending.flip(0), ordered, right=True)
         self.above = torch.cat([above, above.new_full((1,), self.n1)])
@@ -170,18 +170,14 @@ class _Ranked:
 
     def resampled(self, member_counts: Tensor, nonmember_counts: Tensor) -> Tensor:
         """AUC and TPR of every row of counts, (B, 2)."""
-        passed = torch.nn.functional.pad(nonmember_counts[:, self.order].cumsum(1), (1, 0))
-        beaten = passed[:, self.below]
-        if not torch.equal(self.below, self.up_to):
-            beaten = (beaten + passed[:, self.up_to]) / 2
-        counts = member_counts[:, self.ranks]
-        areas = torch.einsum("bn,bn->b", counts, beaten / (self.n1 * self.n0))
+        counts, passed = member_counts[:, self.ranks], self.pairs.passed(nonmember_counts)
+        areas = self.pairs.areas(counts, passed)
         found = torch.nn.functional.pad(counts.cumsum(1), (1, 0))
         if self.k >= self.n0:
             return torch.stack([areas, torch.ones_like(areas)], 1)
         # the (k + 1)-th highest non-member of a resample: the first place where n₀ − k draws are reached, counted from below
         places = torch.searchsorted(passed[:, 1:].contiguous(), torch.full((len(passed), 1), float(self.n0 - self.k)))
-        return torch.stack([areas, found.gather(1, self.above[places]).squeeze(1) / self.n1], 1)
+        return torch.stack([areas, found.gather(1, self.above[places]).squeeze(1).double() / self.n1], 1)
 
     def influence(self) -> np.ndarray:
         """What one more copy of each sample does to AUC and TPR, members first, up to terms of order 1/n²; (n₁ + n₀, 2)."""
@@ -197,14 +193,14 @@ class _Ranked:
 
 
 def _group(members: Tensor, nonmembers: Tensor, *, fpr: float, replicates: int, seed: int) -> Replicates:
-    k = _false_positives(fpr, nonmembers.shape[1])
+    k = false_positives(fpr, nonmembers.shape[1])
     ranked = [_Ranked(m, n, k) for m, n in zip(members, nonmembers, strict=True)]
     rng, rows = generator(seed), []
     for size in blocks(replicates):
         counts = draw_counts(members.shape[1], size, rng), draw_counts(nonmembers.shape[1], size, rng)
         rows.append(torch.stack([model.resampled(*counts) for model in ranked], 1))
     influence = np.mean([model.influence() for model in ranked], axis=0)
-    return Replicates(np.stack([model.values for model in ranked]), torch.cat(rows).double().numpy(), influence)
+    return Replicates(np.stack([model.values for model in ranked]), torch.cat(rows).numpy(), influence)
 
 
 class _Question(NamedTuple):
@@ -221,7 +217,7 @@ class _Question(NamedTuple):
 
 def _report(groups: list[Replicates], asked: _Question) -> TwoLevel:
     (n1, n0), fpr = asked.sizes, asked.fpr
-    k, note = _false_positives(fpr, n0), ONE_MODEL if max(asked.n_models) == 1 else None
+    k, note = false_positives(fpr, n0), ONE_MODEL if max(asked.n_models) == 1 else None
     area, rate = (_estimate(groups, which, asked, note) for which in (0, 1))
     if k < MIN_FALSE_POSITIVES:
         needed = math.ceil(MIN_FALSE_POSITIVES / fpr - 1e-9)
@@ -280,10 +276,6 @@ def _bca(tails: np.ndarray, drawn: np.ndarray, value: float, influence: np.ndarr
     skew = float((influence**3).sum()) / (6 * total**1.5) if total > 0 else 0.0
     reach = bias + ndtri(tails)
     return ndtr(bias + reach / (1 - skew * reach))
-
-
-def _false_positives(fpr: float, n: int) -> int:
-    return min(n, math.floor(fpr * n + 1e-9))  # 1e-9: 0.29 · 100 is 28.999… in floating point
 
 
 def _sizes(members: Tensor, nonmembers: Tensor) -> tuple[int, int]:

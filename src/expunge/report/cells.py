@@ -1,6 +1,7 @@
 """Numbers as people read them: a value, its interval under it, the reason when there is none, and the same as a strip to compare by eye."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,8 +114,25 @@ def _cell(estimate: Estimate | None, text) -> Cell:
     note = estimate.get("note") or ""
     if estimate["value"] is None:
         return Cell("n/a", note=note)
-    ends = [estimate.get("low"), estimate.get("high")]
-    return Cell(text(estimate["value"]), "" if None in ends else " to ".join(text(x) for x in ends), note)
+    low, high = estimate.get("low"), estimate.get("high")
+    open_end = not (_ends(low) and _ends(high))
+    return Cell(text(estimate["value"]), interval(low, high, text) if open_end else f"{text(low)} to {text(high)}", note)
+
+
+def interval(low: float | None, high: float | None, text: Callable[[float], str]) -> str:
+    """An interval in brackets; an end that is None or infinite is open, and without both there is none.
+
+    Example:
+        >>> interval(1.2, None, "{:.2f}".format), interval(None, 3, "{:.2f}".format), interval(1.2, 3, "{:.2f}".format), interval(None, None, str)
+        ('[1.20, ∞)', '(−∞, 3.00]', '[1.20, 3.00]', '')
+    """
+    if not _ends(low) and not _ends(high):
+        return ""
+    return f"{f'[{text(low)}' if _ends(low) else '(−∞'}, {f'{text(high)}]' if _ends(high) else '∞)'}"
+
+
+def _ends(x: float | None) -> bool:
+    return x is not None and math.isfinite(x)
 
 
 def _signed(x: float, digits: int) -> str:
