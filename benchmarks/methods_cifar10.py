@@ -176,7 +176,7 @@ class Experiment:
         for name in names:
             entries = [next(row for row in audit.models if row.name == name) for audit in audits]
             row = {group: mean_t([100 * getattr(e, group).value for e in entries]) for group in groups}
-            row["auc"] = mean_t([audit[attack, name].auc.value for audit in audits])
+            row["auc"] = mean_t([audit[attack, name].auc for audit in audits])
             if name == "retrained":
                 row["gap"] = mean_t([100 * audit.floor.value for audit in audits])
             else:
