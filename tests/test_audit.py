@@ -142,6 +142,12 @@ def test_measures_that_do_not_fit_are_refused_before_anything_is_scored(models, 
         expunge.audit(models, split, test, measures=["prototypes"])
 
 
+def test_a_name_that_a_list_has_taken_is_refused_instead_of_losing_a_model(models, memorised):
+    _, split, test = memorised
+    with pytest.raises(ConfigError, match="got 'retrained 2' twice"):
+        expunge.audit({"retrained": models["retrained"], "retrained 2": models["original"]}, split, test)
+
+
 def test_retrained_models_by_the_names_of_the_command_line_are_retrained_for_measures_too(models, memorised):
     _, split, test = memorised
     flat = {"original": models["original"], "retrained": models["retrained"][0], "retrained 2": models["retrained"][1]}

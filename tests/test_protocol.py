@@ -10,6 +10,7 @@ from expunge import PROTOCOLS, standard_audit
 from expunge.audits.verdict import CANNOT_TELL, DISTINGUISHABLE
 from expunge.errors import ConfigError, DataError, MissingError
 from expunge.methods import FineTune, RandomLabel, Retrain
+from expunge.store import Store
 from expunge.training.recipe import Recipe
 from toys import toy_net
 
@@ -47,8 +48,8 @@ def test_what_is_missing_is_trained_once_and_every_anchor_is_there(short, argume
     assert [v.model for v in result.verdicts] == ["original", "unlearned", "control"] and result.protocol == "standard-1"
     assert result.sizes["shadow_models"] == 8 and result.floor is not None
     assert result.to_dict()["protocol"] == "standard-1"
-    kinds = [cell.kind for cell in expunge.store.Store(options["store"]).cells()] if hasattr(expunge, "store") else None
-    assert kinds is None or kinds.count("retrained") == 3
+    kinds = [cell.kind for cell in Store(options["store"]).cells()]
+    assert (kinds.count("retrained"), kinds.count("shadow"), kinds.count("unlearned")) == (3, 8, 1)
     with expunge.measure_cost() as cost:
         again = standard_audit(*given, **options)
     assert cost.backward.total() == 0  # nothing is trained again

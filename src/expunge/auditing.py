@@ -16,6 +16,7 @@ from .audits.answers_file import Answers
 from .audits.assemble import assemble, scored
 from .audits.audited import Audited, unseen_groups
 from .audits.base import MembershipAudit
+from .audits.compared import Models, one_by_one
 from .audits.factors import Factors
 from .audits.lira import LiRA
 from .audits.loss_threshold import LossThreshold
@@ -33,8 +34,6 @@ from .report import thumbnail
 from .spectral.spectrum import Spectrum
 from .training.inference import check_model, logits_of
 from .training.shadow import ShadowModels
-
-Models = Mapping[str, nn.Module | Sequence[nn.Module]]
 
 
 def audit(
@@ -277,10 +276,7 @@ def _attacks(attacks: Sequence[MembershipAudit] | None, shadows: bool) -> dict[s
 
 
 def _flat(models: Models) -> dict[str, nn.Module]:
-    named = {}
-    for name, value in models.items():
-        several = list(value) if isinstance(value, Sequence) else [value]
-        named |= {name if k == 0 else f"{name} {k + 1}": model for k, model in enumerate(several)}
+    named = one_by_one(models)
     if not named:
         raise ConfigError("an audit needs at least one model; got none. Pass {'original': model, 'unlearned': …, 'retrained': …}.")
     return named

@@ -15,7 +15,7 @@ from ..device import device_of, resolve_device
 from ..errors import ConfigError, DataError
 from ..metrics.answers import ONE_REFERENCE, half_width
 from ..metrics.estimate import Estimate, unsupported
-from ..report.twins import is_reference
+from ..report.twins import is_reference, numbered
 
 Models = Mapping[str, nn.Module | Sequence[nn.Module]]
 ORIGINAL, RETRAINED = "original", "retrained"
@@ -47,6 +47,27 @@ class Cast:
         return ({} if self.original is None else {ORIGINAL: self.original}) | self.unlearned
 
 
+def one_by_one(models: Models) -> dict[str, nn.Module]:
+    """Each model under a name of its own: a list under one name becomes "name", "name 2", …
+
+    Raises:
+        ConfigError: a name twice, because models of a list count as numbered.
+
+    Example:
+        >>> list(one_by_one({"original": nn.Identity(), "retrained": [nn.Identity(), nn.Identity()]}))
+        ['original', 'retrained', 'retrained 2']
+    """
+    flat: dict[str, nn.Module] = {}
+    for name, value in models.items():
+        for k, model in enumerate(value if isinstance(value, Sequence) else [value]):
+            if numbered(name, k) in flat:
+                raise ConfigError(
+                    f"each model must have a name of its own; got {numbered(name, k)!r} twice. The models of a list count as numbered."
+                )
+            flat[numbered(name, k)] = model
+    return flat
+
+
 def cast(models: Models, *, reference: str = RETRAINED, needs_original: bool = True) -> Cast:
     """The models by part, from the mapping that `audit` takes: {"original": …, "retrained": one or several, any other name: one or several}.
 
@@ -65,15 +86,9 @@ def cast(models: Models, *, reference: str = RETRAINED, needs_original: bool = T
     """
     if reference == ORIGINAL:
         raise ConfigError("the reference must be a retrained model; got 'original', which saw the forget set. Pass reference='retrained'.")
-    flat: dict[str, nn.Module] = {}
-    several = {name: [value] if isinstance(value, nn.Module) else list(value) for name, value in models.items()}
-    for name, of_name in several.items():
-        for own, model in ((_numbered(name, k), model) for k, model in enumerate(of_name)):
-            if own in flat:
-                raise ConfigError(f"each model must have a name of its own; got {own!r} twice. The models of a list count as numbered.")
-            flat[own] = model
+    flat = one_by_one(models)
     retrained = {name: model for name, model in flat.items() if is_reference(name, reference)}
-    if not retrained or (needs_original and ORIGINAL not in flat) or len(several.get(ORIGINAL, [])) > 1:
+    if not retrained or (needs_original and ORIGINAL not in flat) or numbered(ORIGINAL, 1) in flat:
         raise ConfigError(
             f"models must have one 'original' and at least one {reference!r}; got {', '.join(flat) or 'none'}. "
             f"Pass {{'original': model, 'unlearned': …, {reference!r}: [first, second, third]}}."
@@ -183,7 +198,3 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _numbered(name: str, k: int) -> str:
-    return name if k == 0 else f"{name} {k + 1}"

@@ -14,7 +14,7 @@ e is the error of D over samples (paired), s the standard deviation of a between
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, final
 
 import torch
@@ -197,13 +197,12 @@ def _contrast(name: str, kind: str, value: float, references: list[float], membe
     gap = value - float(theirs.mean())
     variances = [_variance_of_mean(x) if len(x) > 1 else 0.0 for x in (members, nonmembers)]
     spread = float(theirs.std()) if r > 1 else 0.0
-    found = Contrast(name, kind, Estimate(gap, gap, gap, len(members)), *variances, spread, r)
+    alone = Estimate(gap, -1.0, 1.0, len(members), "one retrained model: how these differ is unknown")
+    found = Contrast(name, kind, alone, *variances, spread, r)
     if r == 1:
-        return Contrast(
-            name, kind, Estimate(gap, -1.0, 1.0, len(members), "one retrained model: how these differ is unknown"), *variances, spread, r
-        )
+        return found
     reach = found.reach()
-    return Contrast(name, kind, Estimate(gap, max(-1.0, gap - reach), min(1.0, gap + reach), len(members)), *variances, spread, r)
+    return replace(found, gap=Estimate(gap, max(-1.0, gap - reach), min(1.0, gap + reach), len(members)))
 
 
 def _variance_of_mean(values: Tensor) -> float:

@@ -24,15 +24,17 @@ def name_models(original: str, unlearned: list[str], retrained: list[str]) -> di
         >>> name_models("o.pt", ["u.pt", "salun=s.pt"], ["a.pt", "b.pt"])
         {'original': 'o.pt', 'unlearned': 'u.pt', 'salun': 's.pt', 'retrained': 'a.pt', 'retrained 2': 'b.pt'}
     """
+    from ..report.twins import numbered
+
     named = [("original", original)]
     without_name = 0
     for text in unlearned:
         name, equals, model = text.partition("=")
         if not equals:
+            name, model = numbered("unlearned", without_name), text
             without_name += 1
-            name, model = _numbered("unlearned", without_name), text
         named.append((name.strip(), model))
-    named += [(_numbered("retrained", k), text) for k, text in enumerate(retrained, start=1)]
+    named += [(numbered("retrained", k), text) for k, text in enumerate(retrained)]
     names = [name for name, _ in named]
     for name in names:
         if not name or names.count(name) > 1:
@@ -40,10 +42,6 @@ def name_models(original: str, unlearned: list[str], retrained: list[str]) -> di
                 f"each model must have a name of its own; got {name!r} {names.count(name)} times. Name them: --unlearned mine=model.pt."
             )
     return dict(named)
-
-
-def _numbered(name: str, k: int) -> str:
-    return name if k == 1 else f"{name} {k}"
 
 
 def check_origins(named: dict[str, str], metadata: dict[str, dict[str, Any]], split: "Split") -> None:

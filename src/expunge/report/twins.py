@@ -23,6 +23,11 @@ def is_other(name: str, reference: str | None) -> bool:
     return reference is not None and re.fullmatch(re.escape(reference) + r" \d+( … \d+)?", name) is not None
 
 
+def numbered(name: str, k: int) -> str:
+    """What the k-th model of a name is called, counted from 0: "retrained", "retrained 2", …"""
+    return name if k == 0 else f"{name} {k + 1}"
+
+
 def folded_name(result: Plain) -> str | None:
     """What the folded entry is called, or None where there is nothing to fold."""
     others = _others(result)
