@@ -1,11 +1,13 @@
 """Further measures as lines of an audit: what the original and a retrained model show, and which measures fit which request."""
 
+import functools
+
 import pytest
 import torch
 from torch import nn
 
 import expunge
-from expunge.audits import MEASURES, measure, measures
+from expunge.audits import IDI, MEASURES, measure, measures
 from expunge.audits.audited import unseen_groups
 from expunge.audits.compared import few
 from expunge.audits.measures import check_measures
@@ -55,7 +57,8 @@ def test_efficacy_of_the_original_is_below_that_of_retraining(sample_models):
 @pytest.mark.parametrize("name", sorted(MEASURES))
 def test_every_measure_has_a_line_for_the_unlearned_model_and_none_for_retrained_ones(name, sample_models, class_models, monkeypatch):
     monkeypatch.setattr(measures, "RELEARNING_STEPS", 3)
-    lines = measure([name], *(sample_models if name == "probes" else class_models), device="cpu")
+    monkeypatch.setattr(measures, "IDI", functools.partial(IDI, steps=3, seeds=2))
+    lines = measure([name], *(sample_models if name in ("idi", "probes") else class_models), device="cpu")
     assert "unlearned" in {line.model for line in lines} and not any(line.model.startswith("retrained") for line in lines)
     for line in lines:
         assert line.measure == name and line.like and (line.value.supported or line.value.note)
@@ -89,6 +92,8 @@ def test_measures_that_do_not_fit_are_refused(sample_models):
         measure(["prototypes"], models, split, test)
     with pytest.raises(DataError, match="svc_mia reads retain samples"):
         measure(["svc_mia"], models, expunge.forget_only(split.forget), test)
+    with pytest.raises(ConfigError, match="must have one 'original'"):
+        check_measures(["idi"], {"retrained": models["retrained"]}, split)
     with pytest.raises(ConfigError, match="at least one 'retrained'"):
         measure(["agreement"], {"original": models["original"]}, split, test)
 

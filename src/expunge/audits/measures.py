@@ -24,6 +24,7 @@ from ..training.inference import logits_of
 from .audited import unseen_groups
 from .cka import cka_to_retrained
 from .compared import RETRAINED, Models, cast, few, placed, plain, spaced, spread, spread_of_gaps
+from .idi import IDI
 from .over_unlearning import OverUnlearning
 from .probes import Probes
 from .prototypes import PrototypicalRelearning
@@ -72,12 +73,12 @@ def measure(
 
     Raises: as `check_measures`; DataError also where test images of a class are wanting, and as the measures say.
 
-    Cost: see the measures; "relearn" trains, the others take a few passes over at most 5,000 images of each group ("probes": 1,000 forget and as many retain samples; "prototypes": 100
-        forget samples of each class). Evenly spread ones are taken where there are more.
+    Cost: see the measures; "relearn" and "idi" train, the others take a few passes over at most 5,000 images of each group ("probes" and "idi": 1,000 forget and as many retain samples;
+        "prototypes": 100 forget samples of each class). Evenly spread ones are taken where there are more.
 
     Example:
         >>> sorted(MEASURES)
-        ['agreement', 'cka', 'over_unlearning', 'probes', 'prototypes', 'relearn', 'svc_mia']
+        ['agreement', 'cka', 'idi', 'over_unlearning', 'probes', 'prototypes', 'relearn', 'svc_mia']
     """
     found: list[Measured] = []
     chosen = check_measures(names, models, split, reference=reference)
@@ -155,6 +156,13 @@ def _probes(models: Models, split: Split, test: Samples, reference: str, device:
     ]
 
 
+def _idi(models: Models, split: Split, test: Samples, reference: str, device: str | torch.device) -> list[Measured]:
+    """IDI: what critics of all layers behind each layer find of the forget set, between retrained models (0) and the original (1). Trains critics for all models."""
+    result, parts = IDI()(models, split, reference=reference, device=device), cast(models, reference=reference)
+    what = "IDI: what layers tell critics of the forget set; 1 = like the original"
+    return [Measured("idi", what, "0", row.model, row.index, result.index_floor) for row in result.rows if row.model not in parts.retrained]
+
+
 def _relearn(models: Models, split: Split, test: Samples, reference: str, device: str | torch.device) -> list[Measured]:
     """AIN: how many steps of training bring the forget set back, over those that retrained models take. Trains copies of all models."""
     audit = RelearnTime(measure="accuracy", max_steps=RELEARNING_STEPS)
@@ -201,14 +209,15 @@ def _cka(models: Models, split: Split, test: Samples, reference: str, device: st
 MEASURES: dict[str, Callable[[Models, Split, Samples, str, str | torch.device], list[Measured]]] = {
     "agreement": _agreement,
     "cka": _cka,
+    "idi": _idi,
     "over_unlearning": _over_unlearning,
     "probes": _probes,
     "prototypes": _prototypes,
     "relearn": _relearn,
     "svc_mia": _svc_mia,
 }
-NEED_CLASSES, NEED_RETAIN = {"prototypes", "over_unlearning"}, {"probes", "svc_mia"}
-NEED_ORIGINAL = {"over_unlearning", "probes", "relearn"}
+NEED_CLASSES, NEED_RETAIN = {"prototypes", "over_unlearning"}, {"idi", "probes", "svc_mia"}
+NEED_ORIGINAL = {"idi", "over_unlearning", "probes", "relearn"}
 
 
 def _against_retrained(name: str, what: str, gaps: Mapping[str, Estimate | None], retrained: Mapping[str, nn.Module]) -> list[Measured]:
