@@ -25,13 +25,13 @@ from scipy.special import stdtrit
 
 import expunge
 from expunge import Augment, Method, Recipe, Retrain, TrainTask
-from expunge.cli.settings import configured
 from expunge.costs import KINDS, Cost
 from expunge.data.pool import pool
 from expunge.errors import ModelError
 from expunge.methods import METHODS
 from expunge.metrics import ties_with_best
 from expunge.provenance import provenance
+from expunge.settings import configured
 from expunge.store import Store, plain
 from expunge.stored import unlearn_stored
 from expunge.training.fleet import load_trained

@@ -9,14 +9,14 @@ import expunge
 
 SOURCE = pathlib.Path(expunge.__file__).parent
 LAYERS = [
-    {"errors", "checks", "types", "rng", "progress", "provenance", "modes", "device", "costs"},
+    {"errors", "checks", "types", "rng", "progress", "provenance", "modes", "device", "costs", "ranks"},
     {"store", "data", "models"},
     {"spectral"},
     {"training"},
     {"attacks", "metrics"},
     {"methods", "audits", "report"},
-    {"auditing", "diagnosis", "leakage", "stored", "tuning"},
-    {"demo", "demo_classes", "protocol"},
+    {"auditing", "diagnosis", "leakage", "settings", "stored", "tuning"},
+    {"bench", "demo", "demo_classes", "protocol"},
     {"cli", "__main__", "__init__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -2,8 +2,10 @@
 
 import multiprocessing
 import os
+import pathlib
 import signal
 import time
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -27,12 +29,53 @@ def deadly() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
 
 
+@dataclass(frozen=True)
+class Logged:
+    """A model that notes each of its constructions in a worker, and does there, the first time, what a test wants: "", "die" or "wait"."""
+
+    folder: str
+    first: str = ""
+    parent: int = field(default_factory=os.getpid)
+
+    def __call__(self) -> nn.Module:
+        if os.getpid() != self.parent:
+            folder = pathlib.Path(self.folder)
+            with open(folder / "built", "a") as file:
+                file.write(f"{os.getpid()}\n")
+            if self.first == "die" and not (folder / "died").exists():
+                (folder / "died").touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            while self.first == "wait" and not (folder / "go").exists():
+                time.sleep(0.02)
+        return conv()
+
+
 def share(shared: torch.Tensor) -> tuple[int, float, bool]:
     return os.getpid(), shared.sum().item(), shared.is_shared()
 
 
 def threads(shared: torch.Tensor) -> tuple[int, str]:
     return torch.get_num_threads(), os.environ["OMP_NUM_THREADS"]
+
+
+def torch_threads(shared: torch.Tensor) -> int:
+    return torch.get_num_threads()
+
+
+def visible(shared: torch.Tensor) -> str | None:
+    time.sleep(0.5)
+    return os.environ.get("CUDA_VISIBLE_DEVICES")
+
+
+def add(shared: torch.Tensor, number: float) -> float:
+    return shared.sum().item() + number
+
+
+def die_once(shared: torch.Tensor, marker: pathlib.Path) -> str:
+    if not marker.exists():
+        marker.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return "done"
 
 
 def fail(shared: torch.Tensor) -> None:

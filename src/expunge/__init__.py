@@ -22,6 +22,7 @@ _HOMES = {
     ".audits.factors": ("Factors",),
     ".audits.result": ("Audit",),
     ".data.from_dataset": ("from_dataset", "normalization_of"),
+    ".bench": ("ForgetClasses", "ForgetRandom", "ForgetSamples", "Plan"),
     ".costs": ("Cost", "measure_cost"),
     ".data.images": ("Augment", "ImageData", "Samples", "relabel"),
     ".data.load": ("load_data",),
@@ -40,6 +41,7 @@ _HOMES = {
     ".models": ("Architecture", "architecture", "load_model", "save_model", "with_normalize"),
     ".progress": ("Progress", "listen"),
     ".protocol": ("PROTOCOLS", "Protocol", "standard_audit"),
+    ".ranks": ("RankLost", "distributed"),
     ".spectral.alternatives": ("GradientClip", "Rescale", "SpectralNorm"),
     ".spectral.clip": ("Clip", "clip_model"),
     ".spectral.control": ("SpectralControl",),
@@ -48,14 +50,16 @@ _HOMES = {
     ".spectral.values": ("SingularValues", "singular_values"),
     ".tuning": ("Tuning", "development_split", "tune"),
     ".training.class_shadows": ("ClassShadows", "train_class_shadows"),
+    ".training.executors": ("Ray", "Slurm"),
     ".training.fleet": ("TrainTask", "train_fleet"),
     ".training.importances": ("Importances", "importances"),
     ".training.inference": ("logits_of",),
     ".training.loop": ("sgd",),
     ".training.masks": ("load_mask", "save_mask"),
     ".training.recipe": ("Recipe", "train_model"),
+    ".training.recipes": ("RECIPES", "recipe"),
     ".training.saliency": ("saliency_mask",),
-    ".training.schedules": ("Constant", "Cosine", "Step"),
+    ".training.schedules": ("Constant", "Cosine", "MultiStep", "Step", "Triangular"),
     ".training.shadow": ("ShadowModels", "train_shadow_models"),
     ".training.sisa": ("SISA", "train_sisa"),
 }
@@ -85,6 +89,7 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
     from .audits import MIANN, RMIA, LiRA, LossThreshold, MembershipAudit, read_answers, save_answers
     from .audits.factors import Factors
     from .audits.result import Audit
+    from .bench import ForgetClasses, ForgetRandom, ForgetSamples, Plan
     from .costs import Cost, measure_cost
     from .data.from_dataset import from_dataset, normalization_of
     from .data.images import Augment, ImageData, Samples, relabel
@@ -130,6 +135,7 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
     from .models import Architecture, architecture, load_model, save_model, with_normalize
     from .progress import Progress, listen
     from .protocol import PROTOCOLS, Protocol, standard_audit
+    from .ranks import RankLost, distributed
     from .spectral.alternatives import GradientClip, Rescale, SpectralNorm
     from .spectral.clip import Clip, clip_model
     from .spectral.control import SpectralControl
@@ -137,14 +143,16 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
     from .spectral.spectrum import Spectrum, spectrum
     from .spectral.values import SingularValues, singular_values
     from .training.class_shadows import ClassShadows, train_class_shadows
+    from .training.executors import Ray, Slurm
     from .training.fleet import TrainTask, train_fleet
     from .training.importances import Importances, importances
     from .training.inference import logits_of
     from .training.loop import sgd
     from .training.masks import load_mask, save_mask
     from .training.recipe import Recipe, train_model
+    from .training.recipes import RECIPES, recipe
     from .training.saliency import saliency_mask
-    from .training.schedules import Constant, Cosine, Step
+    from .training.schedules import Constant, Cosine, MultiStep, Step, Triangular
     from .training.shadow import ShadowModels, train_shadow_models
     from .training.sisa import SISA, train_sisa
     from .tuning import Tuning, development_split, tune

@@ -18,6 +18,7 @@ from .audits.audited import Audited, unseen_groups
 from .audits.base import MembershipAudit
 from .audits.compared import Models, one_by_one
 from .audits.factors import Factors
+from .audits.health import recipe_flags
 from .audits.lira import LiRA
 from .audits.loss_threshold import LossThreshold
 from .audits.measures import check_measures, measure
@@ -33,6 +34,7 @@ from .metrics.signals import check_logits
 from .report import thumbnail
 from .spectral.spectrum import Spectrum
 from .training.inference import check_model, logits_of
+from .training.recipe import Recipe
 from .training.shadow import ShadowModels
 
 
@@ -43,6 +45,7 @@ def audit(
     *,
     attacks: Sequence[MembershipAudit] | None = None,
     shadows: ShadowModels | None = None,
+    recipe: Recipe | None = None,
     reference: str = "retrained",
     fpr: float = 0.01,
     details: Mapping[str, str] | None = None,
@@ -65,6 +68,7 @@ def audit(
         attacks: membership attacks; default: loss threshold, and LiRA and RMIA if there are shadow models. The last one enters the average gap.
             Several of one class, with other settings, are told apart by their repr instead of the class name.
         shadows: models trained on random halves of `split.train` and `test`, from `train_shadow_models`.
+        recipe: how the original was trained, where that is known: shadow models of another recipe are flagged.
         reference: the name of the retrained model that gaps are to. Without a model named "retrained" there are no gaps.
         fpr: false-positive rate at which true positives are counted, in (0, 1).
         details, seconds, title: what the report should say about each model (its method, its cost), and its heading.
@@ -100,7 +104,7 @@ def audit(
     _check_extras(split, named, factors or {}, spectra or {}, leakage)
     if measures:
         check_measures(measures, named, split, reference=reference)
-    flags: list[Flag] = []
+    flags = recipe_flags(recipe, shadows.recipe if shadows else None)
     answers = {}
     for done, (name, model) in enumerate(named.items()):
         progress.report("scoring models", done, len(named), name)
@@ -186,6 +190,11 @@ def _reference(reference: str, named: Mapping[str, object]) -> str | None:
     if reference not in named and reference != "retrained":
         choose("model", reference, named, "reference= is the name of the retrained model.")
     return reference if reference in named else None
+
+
+def audited_samples(split: Split, test: Samples, shadows: ShadowModels | None) -> Audited:
+    """The samples of an audit: arguments, and what is raised, as in `audit`."""
+    return _audited(split, test, shadows)[0]
 
 
 def _audited(split: Split, test: Samples, shadows: ShadowModels | None) -> tuple[Audited, dict[str, Samples]]:

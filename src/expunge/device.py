@@ -8,18 +8,21 @@ from torch import Tensor, nn
 
 from .errors import ConfigError
 from .modes import eval_mode
+from .ranks import current
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 
 
 def resolve_device(device: str | torch.device = "auto") -> torch.device:
-    """The device to compute on; "auto" is the first GPU if there is one, else the CPU.
+    """The device to compute on; "auto" is the first GPU if there is one, else the CPU, and the CPU where ranks share out a model's weights.
 
     Raises:
         ConfigError: the name is unknown, or the machine has no such device.
     """
     if isinstance(device, str) and device == "auto":
-        return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+        ranks = current()
+        gpu = torch.cuda.is_available() and not (ranks and ranks.shard)
+        return torch.device("cuda", torch.cuda.current_device()) if gpu else torch.device("cpu")
     try:
         device = torch.device(device)
         torch.empty(0, device=device)
@@ -61,12 +64,20 @@ def exact_float32() -> Iterator[None]:
             operation.fp32_precision = precision
 
 
+def is_sharded(model: nn.Module) -> bool:
+    """Whether each rank holds only a part of this model's weights."""
+    return any(cls.__name__ == "FSDPModule" for cls in type(model).__mro__)  # by name, for the class takes long to import
+
+
 @contextlib.contextmanager
 def fast_layout(model: nn.Module, images: Tensor) -> Iterator[torch.memory_format]:
     """Stores the model's weights channels-last inside the block if it works that way; yields the format that its inputs should have.
 
     A model that flattens feature maps with `view` cannot run channels-last; one forward pass on `images` finds out.
     """
+    if is_sharded(model):  # its weights are contiguous, as messages must be
+        yield torch.contiguous_format
+        return
     # Weights moved in inference mode would be inference tensors, and no good for training ever after.
     with torch.inference_mode(False):
         layout = torch.channels_last if _runs_channels_last(model, images) else torch.contiguous_format

@@ -135,7 +135,7 @@ def standard_audit(
     control = unlearn_stored(rules.control, original, split, build=build, store=store, seed=rules.seed, device=device)
     result = audit(
         {"original": original} | named | {CONTROL: control.model, "retrained": [*retrained, *trained]}, split, test,
-        attacks=rules.attacks, shadows=shadows, fpr=rules.fpr, protocol=rules.name, title=title, factors=factors, spectra=spectra, measures=measures, device=device,
+        attacks=rules.attacks, shadows=shadows, recipe=recipe, fpr=rules.fpr, protocol=rules.name, title=title, factors=factors, spectra=spectra, measures=measures, device=device,
         details={CONTROL: f"the original, made to answer forget samples at random: {rules.control!r}"} | dict(details or {}),
         seconds={CONTROL: control.seconds} | dict(seconds or {}),
     )  # fmt: skip

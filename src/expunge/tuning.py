@@ -16,7 +16,7 @@ from .checks import is_integer
 from .costs import measure_cost
 from .data.images import Samples
 from .data.split import Split, forget_classes, forget_samples
-from .errors import ConfigError, DataError, ModelError, NotFinite
+from .errors import ConfigError, DataError, NotFinite
 from .methods.base import Method
 from .methods.retrain import Retrain
 from .metrics.estimate import Estimate
@@ -136,7 +136,7 @@ def tune(
 
     Raises:
         ConfigError: no such field, or its value is not a number > 0, or `trials` < 1. DataError: the retain data are gone, or too few to pretend with.
-        ModelError: training diverged in all trials.
+        NotFinite: training diverged in all trials.
 
     Cost: `trials` times the method's, and one retraining if `retrained` is None and `store` does not hold it.
     Example:
@@ -150,7 +150,7 @@ def tune(
     """
     if not is_integer(trials, 1):
         raise ConfigError(f"trials must be an integer ≥ 1; got {trials!r}. It is how many settings are tried.")
-    field = _checked(method, field)
+    field = tuned_field(method, field)
     development = development_split(split, seed)
     if retrained is None:
         progress.report("tuning", 0, trials, "retraining")
@@ -167,7 +167,7 @@ def tune(
     progress.report("tuning", trials, trials)
     sound = [trial for trial in done if trial.gap is not None]
     if not sound:
-        raise ModelError(f"training diverged with {field} = {', '.join(f'{t.value:.3g}' for t in done)}. Start from a smaller {field}.")
+        raise NotFinite(f"training diverged with {field} = {', '.join(f'{t.value:.3g}' for t in done)}. Start from a smaller {field}.")
     best = min(sound, key=_gap)
     return Tuning(best.method, field, tuple(done), development)
 
@@ -204,6 +204,26 @@ def development_split(split: Split, seed: int = 0) -> Split:
     mask[split.forget_indices] = False
     positions = mask.nonzero().flatten()
     return forget_samples(split.train, positions[permutation(len(positions), derive(seed, 1))[: len(split.forget_indices)]])
+
+
+def tuned_field(method: Method, field: str | None = None) -> str:
+    """The setting that `tune` chooses: `field`, or what the method says itself.
+
+    Raises:
+        ConfigError: no such field, or its value is not a number > 0.
+
+    Example:
+        >>> import expunge
+        >>> tuned_field(expunge.SSD(alpha=5.0))
+        'alpha'
+    """
+    field = field or method.tunes
+    value = getattr(method, field, None) if field else None
+    if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
+        raise ConfigError(
+            f"field must name a setting of {method.name} that is a number > 0; got {field!r}, which is {value!r}. Pass field=, or set it first."
+        )
+    return field
 
 
 def _walk(first: float, done: list[Trial]) -> Iterator[float]:
@@ -246,16 +266,6 @@ def _made(
         return found.model, found.seconds
     start = time.perf_counter()
     return method(model, split, seed=seed, device=device), round(time.perf_counter() - start, 3)
-
-
-def _checked(method: Method, field: str | None) -> str:
-    field = field or method.tunes
-    value = getattr(method, field, None) if field else None
-    if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
-        raise ConfigError(
-            f"field must name a setting of {method.name} that is a number > 0; got {field!r}, which is {value!r}. Pass field=, or set it first."
-        )
-    return field
 
 
 def _gap(trial: Trial) -> float:

@@ -1,10 +1,13 @@
 """Health flags of an audit: for each a set of answers that raises it, and one that does not."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 import expunge
 from expunge.audits import Audited, LiRA, LossThreshold
+from toys import toy_net
 
 N, K, MODELS = 300, 4, 16
 LABELS = torch.arange(N) % K
@@ -80,3 +83,19 @@ def test_what_a_flag_says_has_the_numbers_that_raised_it():
     _, result = audit_of(shadow_right=0.8)
     (flag,) = (flag for flag in result.flags if flag.name == "ShadowsUnlikeTarget")
     assert "held-out accuracy of 80.0%" in flag.message and "retrained has 100.0%" in flag.message
+
+
+def test_shadow_models_of_another_recipe_than_the_original_are_flagged(digits, tmp_path):
+    train, test = digits[0].subset(range(60)), digits[1].subset(range(60))
+    split, recipe = expunge.forget_random(train, 10), expunge.Recipe(epochs=1, lr=0.05)
+    shadows = expunge.train_shadow_models(toy_net, train, test, n=2, recipe=recipe, store=tmp_path, workers=1, device="cpu")
+    model = expunge.train_model(toy_net, train, recipe, device="cpu")
+
+    def messages(original):
+        result = expunge.audit({"original": model}, split, test, attacks=[LossThreshold()], shadows=shadows, recipe=original, device="cpu")
+        return [flag.message for flag in result.flags if flag.name == "ShadowsUnlikeTarget"]
+
+    assert not messages(None) and not messages(recipe)
+    assert not messages(replace(recipe, precision="float32"))  # how it is computed, not what it does
+    (message,) = messages(replace(recipe, epochs=9, augment=False))
+    assert "epochs=1 (original: 9), augment=True (original: False)" in message

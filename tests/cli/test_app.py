@@ -104,7 +104,10 @@ def test_show_explains_everything_that_list_shows(name, expunge):
 @pytest.mark.parametrize(
     "arguments, sentence",
     [
-        (["show", "amnu"], "no method, attack, audit, measure, dataset, architecture or control named 'amnu'; did you mean 'amun'?"),
+        (
+            ["show", "amnu"],
+            "no method, attack, audit, measure, dataset, architecture, control or recipe named 'amnu'; did you mean 'amun'?",
+        ),
         (["list", "method"], "no list named 'method'; did you mean 'methods'?"),
         (["list", "runs", "--store", "absent"], "no store 'absent'"),
         (["train", "digit", "small", "-o", "x.pt"], "no dataset named 'digit'; did you mean 'digits'?"),

@@ -9,10 +9,10 @@ import torch
 
 import expunge as library
 from expunge.cli.inputs import metadata_of, recipe_of, training_of
-from expunge.cli.settings import configured
 from expunge.cli.train import accuracies, make_recipe
 from expunge.errors import ConfigError, MissingError
 from expunge.models import model_hash, read_metadata
+from expunge.settings import configured
 from expunge.spectral import CONTROLS
 from expunge.spectral.clip import Clip
 from expunge.spectral.spectrum import spectrum

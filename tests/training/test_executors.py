@@ -15,7 +15,9 @@ from torch import nn
 
 import worker_calls
 from expunge.errors import ModelError
-from expunge.training.executors import ProcessPool, SerialExecutor, WorkerDied, examine
+from expunge.training.executors import SerialExecutor, WorkerDied
+from expunge.training.executors.processes import process_pool
+from expunge.training.executors.sending import examine
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +27,7 @@ def seen():
 
 @pytest.fixture(scope="module")
 def pool(seen):
-    with ProcessPool(2, (torch.ones(1000),), seen.append) as pool:
+    with process_pool(2, (torch.ones(1000),), seen.append) as pool:
         yield pool
 
 
@@ -76,7 +78,7 @@ def test_a_killed_worker_fails_its_own_call_only_and_is_replaced(pool):
 
 def test_an_error_in_the_block_ends_the_workers_at_once():
     start = time.monotonic()
-    with pytest.raises(KeyboardInterrupt), ProcessPool(1, (torch.ones(1),)) as pool:
+    with pytest.raises(KeyboardInterrupt), process_pool(1, (torch.ones(1),)) as pool:
         future, waiting = pool.submit(worker_calls.nap, 60), pool.submit(worker_calls.nap, 60)
         raise KeyboardInterrupt
     assert time.monotonic() - start < 10
@@ -85,8 +87,8 @@ def test_an_error_in_the_block_ends_the_workers_at_once():
 
 
 def test_tensors_are_sent_once_where_shared_memory_is_short(monkeypatch):
-    monkeypatch.setattr("expunge.training.executors._free_shared_memory", lambda: 10)
-    with ProcessPool(1, (torch.ones(1000),)) as pool:
+    monkeypatch.setattr("expunge.training.executors.processes._free_shared_memory", lambda: 10)
+    with process_pool(1, (torch.ones(1000),)) as pool:
         assert pool.submit(worker_calls.share).result()[1:] == (1000.0, False)
 
 
@@ -110,14 +112,37 @@ def test_examine_counts_tensors_and_finds_what_cannot_be_sent(monkeypatch):
 
 SCRIPT = """
 import json, os, time, torch
-from expunge.training.executors import ProcessPool
+from expunge.training.executors.processes import process_pool
 print("the script runs", flush=True)
-pool = ProcessPool(1, (2.0,))
+pool = process_pool(1, (2.0,))
 print(json.dumps([pool.submit(pow, 3).result(), pool.submit(divmod, 0.5).result()]), flush=True)
-worker = next(iter(pool._running)).process.pid
+worker = next(iter(pool._workers)).process.pid
 print(worker, flush=True)
 time.sleep(60)
 """
+
+
+GUARDED = """
+import torch
+from torch import nn
+from expunge import ImageData, Recipe
+from expunge.training.fleet import TrainTask, train_fleet
+
+def build():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
+
+if __name__ == "__main__":
+    pool = ImageData(torch.arange(50 * 64).reshape(50, 1, 8, 8).remainder(256).to(torch.uint8), torch.arange(50) % 4, tuple("abcd"))
+    tasks = [TrainTask(build=build, recipe=Recipe(epochs=1), positions=torch.arange(30), seed=seed) for seed in range(2)]
+    print([cell.done for cell in train_fleet(tasks, pool, "runs", workers=2)])
+"""
+
+
+@pytest.mark.slow
+def test_a_script_with_a_guard_may_define_its_own_model(tmp_path):
+    (tmp_path / "script.py").write_text(GUARDED)
+    done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("[True, True]\n", "")
 
 
 def test_a_script_without_a_guard_works_and_its_workers_end_with_it(tmp_path):

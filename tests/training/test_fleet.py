@@ -18,9 +18,9 @@ from expunge.data.pool import pool
 from expunge.errors import ConfigError, DataError, ModelError, StoreError
 from expunge.progress import listen
 from expunge.store import DamagedFile, Store
-from expunge.training import fleet
+from expunge.training import fleet, side_by_side
 from expunge.training.executors import WorkerDied
-from expunge.training.fleet import TrainTask, load_trained, train_fleet
+from expunge.training.fleet import TrainTask, fleet_cells, load_trained, train_fleet
 from expunge.training.inference import logits_of
 from expunge.training.recipe import Recipe, train_model
 from expunge.training.shadow import ShadowModels, halves, train_shadow_models
@@ -96,24 +96,24 @@ def test_a_result_says_how_good_the_model_is_and_where_it_was_made(tmp_path):
     ],
 )
 def test_whatever_a_model_depends_on_gives_it_another_cell(tmp_path, change):
-    first, second = fleet._cells([task(), task(**change)], POOL, Store(tmp_path))
+    first, second = fleet_cells([task(), task(**change)], POOL, Store(tmp_path))
     assert first.folder != second.folder
 
 
 def test_a_cell_depends_on_the_data_and_on_their_augmentation(tmp_path):
     pools = [POOL, pool(TRAIN, data(41, seed=2)), dataclasses.replace(POOL, augment=Augment())]
-    assert len({fleet._cells([task()], p, Store(tmp_path))[0].folder for p in pools}) == 3
+    assert len({fleet_cells([task()], p, Store(tmp_path))[0].folder for p in pools}) == 3
 
 
 def test_a_function_that_builds_another_model_than_before_has_another_cell(tmp_path, monkeypatch):
-    (before,) = fleet._cells([task()], POOL, Store(tmp_path))
+    (before,) = fleet_cells([task()], POOL, Store(tmp_path))
     monkeypatch.setattr(nn.Conv2d, "extra_repr", lambda self: "wider")
-    (after,) = fleet._cells([task()], POOL, Store(tmp_path))
+    (after,) = fleet_cells([task()], POOL, Store(tmp_path))
     assert before.folder != after.folder
 
 
 def test_the_order_of_positions_and_the_name_do_not_matter(tmp_path):
-    first, second = fleet._cells([task(), task(positions=torch.arange(40).flip(0), name="mine")], POOL, Store(tmp_path))
+    first, second = fleet_cells([task(), task(positions=torch.arange(40).flip(0), name="mine")], POOL, Store(tmp_path))
     assert first == second
 
 
@@ -158,14 +158,14 @@ def test_a_model_that_diverges_is_named_and_the_others_are_kept(tmp_path):
     bad = task(1, recipe=Recipe(epochs=2, lr=1e30, batch_size=16, precision="float32"), name="shadow model 7")
     with pytest.raises(ModelError, match=r"1 of 3 models were not trained: shadow model 7\. .*diverged.*run again"):
         train_fleet([task(0), bad, task(2)], POOL, tmp_path, workers=1)
-    assert [cell.done for cell in fleet._cells([task(0), bad, task(2)], POOL, Store(tmp_path))] == [True, False, True]
+    assert [cell.done for cell in fleet_cells([task(0), bad, task(2)], POOL, Store(tmp_path))] == [True, False, True]
 
 
 def test_a_killed_worker_is_named_and_the_others_are_kept(tmp_path):
     tasks = [task(0, build=worker_calls.deadly, name="the doomed"), task(1)]
     with pytest.raises(WorkerDied, match=r"1 of 2 models were not trained: the doomed\. .*SIGKILL"):
         train_fleet(tasks, POOL, tmp_path, workers=2)
-    assert [cell.done for cell in fleet._cells(tasks, POOL, Store(tmp_path))] == [False, True]
+    assert [cell.done for cell in fleet_cells(tasks, POOL, Store(tmp_path))] == [False, True]
     assert train_fleet(tasks, POOL, tmp_path, workers=1)[0].done  # the dead worker's claim is taken over at once
 
 
@@ -180,9 +180,9 @@ def test_a_full_disk_stops_the_fleet(tmp_path, trained, monkeypatch):
 
 
 def test_a_model_that_another_process_trains_is_waited_for(tmp_path, trained, monkeypatch):
-    monkeypatch.setattr(fleet, "POLL", 0.01)
+    monkeypatch.setattr(side_by_side, "POLL", 0.01)
     store = Store(tmp_path)
-    cells = fleet._cells([task(0), task(1)], POOL, store)
+    cells = fleet_cells([task(0), task(1)], POOL, store)
 
     def other() -> None:
         with cells[0].claim() as mine:
@@ -198,6 +198,35 @@ def test_a_model_that_another_process_trains_is_waited_for(tmp_path, trained, mo
     thread.join()
     assert trained == [1]
     assert cells[0].result() == {"by": "other"}
+
+
+def test_what_another_machine_has_written_is_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(side_by_side, "POLL", 0.01)
+    (cell,) = fleet_cells([task()], POOL, Store(tmp_path))
+    late = threading.Timer(0.2, lambda: cell.finish({}))
+    late.start()
+    side_by_side._wait_until_seen([cell])
+    late.join()
+    assert cell.done
+    monkeypatch.setattr(side_by_side, "LATE", 0.05)
+    (never,) = fleet_cells([task(1)], POOL, Store(tmp_path))
+    side_by_side._wait_until_seen([never])  # the message of the missing file says the rest
+
+
+def test_models_of_several_versions_are_flagged(tmp_path, monkeypatch, recwarn):
+    train_fleet([task(0)], POOL, tmp_path, workers=1)
+    train_fleet([task(1)], POOL, tmp_path, workers=1)
+    assert not recwarn.list
+    monkeypatch.setattr(fleet, "version", lambda name: "99.0")
+    with pytest.warns(fleet.MixedVersions, match=r"one version of expunge; these were by .* \(2 models\), 99.0 \(1 models\)"):
+        train_fleet([task(seed) for seed in range(3)], POOL, tmp_path, workers=1)
+
+
+def test_a_store_in_the_folder_of_the_moment_is_found_by_workers_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (cell,) = fleet_cells([task()], POOL, Store("runs"))
+    assert side_by_side._anywhere(cell).folder == tmp_path / cell.folder
+    assert train_fleet([task()], POOL, "runs", executor="serial") == [cell]
 
 
 def test_progress_counts_epochs_and_models_to_the_end(tmp_path):

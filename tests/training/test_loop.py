@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn import functional
 
 import expunge
+from expunge.data import mixture as mixture_module
 from expunge.data.images import Augment, ImageData, relabel
 from expunge.data.mixture import Mixture
 from expunge.errors import ConfigError, DataError, MissingError, ModelError
@@ -79,6 +80,44 @@ def test_mixed_sets_keep_their_labels_sources_and_augmentation(data):
         assert torch.equal(batch.images[33:], data.images / 255)
         assert not torch.equal(batch.images[:33], batch.images[33:])
         assert torch.equal(batch.ids[:33], batch.ids[33:])
+
+
+def test_a_batch_is_cropped_and_mirrored_as_drawn(data):
+    # The oracle: slices of the padded images, one by one.
+    positions = torch.tensor([4, 0, 31, 7])
+    mixture = Mixture([data], CPU, seed=2)
+    (drawn,) = mixture.drawn([positions], 5)
+    for image, position, (_, _, _, down, right, mirrored) in zip(
+        mixture.batch(drawn).images, positions, drawn.numbers.T.tolist(), strict=True
+    ):
+        window = functional.pad(data.images[position], (1, 1, 1, 1))[:, down : down + 8, right : right + 8]
+        assert torch.equal(image, (window.flip(-1) if mirrored else window) / 255)
+    many = next(Mixture([data], CPU, seed=2).drawn([torch.arange(33)] * 30, range(30)))
+    assert {tuple(v.unique().tolist()) for v in many.numbers[3:]} == {(0, 1, 2), (0, 1)}
+
+
+@pytest.mark.parametrize("at_once", [1, 20, 8192])
+def test_batches_do_not_depend_on_how_many_are_drawn_at_once(at_once, data, monkeypatch):
+    plain = ImageData(data.images.float() / 255, data.labels, data.classes)
+    sets = [data.subset(range(9)), plain, relabel(data, torch.rand(33, 3))]
+    order = permutation(75, 1).split(7)
+
+    def batches():
+        return list(Mixture(sets, CPU, seed=4).epoch(order, range(len(order))))
+
+    expected = batches()
+    monkeypatch.setattr(mixture_module, "DRAWN_AT_ONCE", at_once)
+    for ours, theirs, positions in zip(batches(), expected, order, strict=True):
+        assert all(torch.equal(getattr(ours, f), getattr(theirs, f)) for f in ("images", "labels", "ids", "source"))
+        assert ours.source.tolist() == sorted(ours.source.tolist())
+        assert len(positions) == len(ours.images)
+
+
+def test_pixels_are_put_on_a_device_once_whoever_asks(data):
+    somewhere = torch.device("meta")
+    first = mixture_module._resident(data, somewhere)
+    assert mixture_module._resident(data.subset([3, 5]).root, somewhere) is first
+    assert first.device == somewhere
 
 
 def test_data_that_stream_give_the_same_bits_as_data_in_memory(data, net):

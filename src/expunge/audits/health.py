@@ -1,7 +1,10 @@
 """What makes the numbers of an audit less certain than they look; each flag has a section in docs/flags.md."""
 
+import dataclasses
+
 from ..metrics.roc import auc_difference
 from ..report.twins import is_other
+from ..training.recipe import Recipe
 from .mia_nn import LEAST_IMAGES
 from .result import Audit, Flag
 
@@ -73,3 +76,28 @@ def health_flags(result: Audit, shadow_accuracy: float | None, strong: list[str]
                 )
             )
     return flags
+
+
+def recipe_flags(target: Recipe | None, shadows: Recipe | None) -> list[Flag]:
+    """A flag if shadow models were trained by another recipe than the audited model, as far as both are known: they remember more than it does, or less.
+
+    The precision of matrix products does not count: it is how a recipe is computed, not what it does.
+
+    Example:
+        >>> recipe_flags(Recipe(epochs=200), Recipe(epochs=161))[0].message
+        'the shadow models have another recipe than the original: epochs=161 (original: 200). Train them by its recipe.'
+    """
+    if target is None or shadows is None:
+        return []
+    names = [field.name for field in dataclasses.fields(Recipe) if field.name != "precision"]
+    differing = [
+        f"{name}={theirs!r} (original: {ours!r})" for name in names if (ours := getattr(target, name)) != (theirs := getattr(shadows, name))
+    ]
+    if not differing:
+        return []
+    return [
+        Flag(
+            "ShadowsUnlikeTarget",
+            f"the shadow models have another recipe than the original: {', '.join(differing)}. Train them by its recipe.",
+        )
+    ]

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from .audit import audit
+from .bench import bench, report
 from .catalogue import list_, show
 from .demo import demo
 from .output import complain
@@ -23,7 +24,7 @@ from .unlearn import unlearn
 FAILED, INTERRUPTED = 1, 130
 VERBS: dict[str, Callable[..., None]] = {
     "demo": demo, "list": list_, "show": show, "train": train, "unlearn": unlearn, "shadows": shadows, "audit": audit,
-    "spectrum": spectrum,
+    "spectrum": spectrum, "bench": bench, "report": report,
 }  # fmt: skip
 
 app = typer.Typer(

@@ -7,7 +7,7 @@ import typer
 
 from ..errors import ConfigError
 from .audited_models import check_origins, diagnosis_of, name_models, shadow_models, training_for
-from .inputs import check_as_trained, check_one, check_writable, load_network, load_pair, make_split, metadata_of, read_classes
+from .inputs import check_as_trained, check_one, check_writable, load_network, load_pair, make_split, metadata_of, read_classes, training_of
 from .options import (
     DATA_HELP,
     Build,
@@ -172,7 +172,8 @@ def audit(
         from ..auditing import audit as run
 
         trained = shadow_models(training, pair, n=shadows, seed=seed, **where) if shadows else None
-        result = run(models, split, pair.test, shadows=trained, fpr=fpr, device=device, **about, **diagnosis)
+        recipe = training_of(metadata["original"]).get("recipe") if shadows else None
+        result = run(models, split, pair.test, shadows=trained, recipe=recipe, fpr=fpr, device=device, **about, **diagnosis)
         if save_answers is not None:
             _save(save_answers, models, split, pair.test, shadows=trained, device=device)
     _show(result, html, json)

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
-from .inputs import check_same_classes, check_same_data, describe_split, same_forget_set, training_of
+from .inputs import check_same_classes, check_same_data, describe_split, same_forget_set, training_of, warn_of_other_recipe
 from .output import complain
 
 if TYPE_CHECKING:
@@ -66,6 +66,7 @@ def training_for(metadata: dict[str, Any], build: str | None, settings: dict[str
     known = training_of(metadata, build)
     if settings:
         known["recipe"] = make_recipe(settings, known.get("recipe"))
+    warn_of_other_recipe(metadata, known.get("recipe"))
     remedies = {"build": "--build", "recipe": "the recipe's options (--epochs, --lr, …)"}
     missing = [name for name in remedies if name not in known]
     if missing:

@@ -20,6 +20,7 @@ KINDS = {
     "datasets": "dataset",
     "architectures": "architecture",
     "controls": "control",
+    "recipes": "recipe",
 }
 SHARE = 0.1  # of the training set that is forgotten, where costs are shown
 
@@ -58,24 +59,33 @@ def show(
 ) -> None:
     """Explain one of them: what it does, and its settings.
 
-    For a method, attack or audit, also the range and the default of each setting.
+    For a method, attack or audit, also the range and the default of each setting. A method and a recipe may share a name: then both.
     """
     from ..checks import choose
 
-    known = {key: (kind, found) for kind, registry in registries().items() for key, found in registry.items()}
-    kind, found = known[
-        choose("method, attack, audit, measure, dataset, architecture or control", name, known, "`expunge list` shows all.")
-    ]
-    settings = _settings(found)
-    published = getattr(found, "published", {})
+    named = [(key, kind, found) for kind, registry in registries().items() for key, found in registry.items()]
+    *kinds, last = KINDS.values()
+    choose(f"{', '.join(kinds)} or {last}", name, [key for key, _, _ in named], "`expunge list` shows all.")
+    first, *others = [(kind, found) for key, kind, found in named if key == name]
     if json:
-        return print_json(
-            {"name": name, "kind": KINDS[kind], "description": inspect.getdoc(found) or "", "settings": settings, "published": published}
-        )
-    print(f"{name} ({KINDS[kind]})\n\n{inspect.getdoc(found) or ''}")
+        return print_json(_description(name, *first) | ({"also": [_description(name, *other) for other in others]} if others else {}))
+    for position, (kind, found) in enumerate([first, *others]):
+        print("\n" * (position > 0), end="")
+        _explain(**_description(name, kind, found))
+
+
+def _description(name: str, kind: str, found: Any) -> dict[str, Any]:
+    settings = _settings(found() if kind == "recipes" else found)
+    return {
+        "name": name, "kind": KINDS[kind], "description": inspect.getdoc(found) or "", "settings": settings, "published": getattr(found, "published", {}),
+    }  # fmt: skip
+
+
+def _explain(name: str, kind: str, description: str, settings: list[dict[str, str]], published: dict[str, Any]) -> None:
+    print(f"{name} ({kind})\n\n{description}")
     if settings:
         print()
-        print_table(["setting", "range", "default"], [list(setting.values()) for setting in settings])
+        print_table(list(settings[0]), [list(setting.values()) for setting in settings])
     if published:
         print()
         print_table(
@@ -91,9 +101,11 @@ def registries() -> dict[str, dict[str, Any]]:
     from ..methods import METHODS
     from ..models import ARCHITECTURES
     from ..spectral import CONTROLS
+    from ..training.recipes import RECIPES
 
     return {
         "methods": METHODS, "attacks": ATTACKS, "audits": AUDITS, "measures": MEASURES, "datasets": DATASETS, "architectures": ARCHITECTURES, "controls": CONTROLS,
+        "recipes": RECIPES,
     }  # fmt: skip
 
 
@@ -131,6 +143,11 @@ def _entry(kind: str, name: str, found: Any) -> dict[str, str]:
     )
     if kind in ("methods", "attacks", "audits"):
         entry["paper"] = found.paper
+    if kind == "recipes":
+        made = found()
+        entry |= {name.replace("_", " "): getattr(made, name) for name in ("epochs", "batch_size", "lr")} | {
+            "schedule": repr(made.schedule)
+        }
     return entry
 
 
@@ -149,12 +166,21 @@ def _no_model() -> Any:
 
 
 def _settings(found: Any) -> list[dict[str, str]]:
+    """Of a class the defaults, of a recipe the values."""
     from ..checks import describe
 
     if not dataclasses.is_dataclass(found):
         return []
-    hints = typing.get_type_hints(found)
-    return [{"setting": f.name, "range": describe(hints[f.name], f.metadata), "default": _default(f)} for f in dataclasses.fields(found)]
+    hints = typing.get_type_hints(found if isinstance(found, type) else type(found))
+    value = "default" if isinstance(found, type) else "value"
+    return [
+        {
+            "setting": f.name,
+            "range": describe(hints[f.name], f.metadata),
+            value: _default(f) if value == "default" else repr(getattr(found, f.name)),
+        }
+        for f in dataclasses.fields(found)
+    ]
 
 
 def _default(field: dataclasses.Field) -> str:

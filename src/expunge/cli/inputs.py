@@ -5,13 +5,12 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from ..errors import ConfigError, DataError, MissingError, ModelError, StoreError
+from ..errors import DataError, MissingError, ModelError, StoreError
 from .output import complain
 
 if TYPE_CHECKING:
@@ -45,22 +44,6 @@ def load_pair(text: str, root: Path, size: str | None = None) -> "DataPair":
     return DataPair(*map(from_dataset, pair))
 
 
-def load_build(text: str) -> Callable[[], Any]:
-    """The function module:name, which makes a model.
-
-    Raises:
-        ConfigError, MissingError: no such function.
-    """
-    from ..models import import_object
-
-    build = import_object(text)
-    if not callable(build):
-        raise ConfigError(
-            f"{text} must be a function that returns a model; got {type(build).__name__}. Define def build(): return … there."
-        )
-    return build
-
-
 def load_network(text: str, build: str | None = None) -> "nn.Module":
     """The model of a checkpoint file, or the one that module:function returns.
 
@@ -69,14 +52,14 @@ def load_network(text: str, build: str | None = None) -> "nn.Module":
     """
     from torch import nn
 
-    from ..models import import_object, load_model
+    from ..models import import_build, import_object, load_model
 
     if not is_import_path(text):
         metadata = metadata_of(text)
         if "architecture" not in metadata and build is None:
             recorded = metadata.get("build", "mypkg.nets:build")
             raise ModelError(f"{text} does not say how its model is made. Pass --build {recorded}, a function of yours that makes it.")
-        return load_model(text, None if "architecture" in metadata else load_build(build))
+        return load_model(text, None if "architecture" in metadata else import_build(build))
     model = import_object(text)
     model = model if isinstance(model, nn.Module) else model()
     if not isinstance(model, nn.Module):
@@ -95,13 +78,13 @@ def metadata_of(text: str) -> dict[str, Any]:
 
 def training_of(metadata: dict[str, Any], build: str | None = None) -> dict[str, Any]:
     """ "build" and "recipe", as far as the metadata of a checkpoint (or --build) tell."""
-    from ..models import Architecture
+    from ..models import Architecture, import_build
 
     known: dict[str, Any] = {}
     if "architecture" in metadata:
         known["build"] = Architecture.from_json(metadata["architecture"])
     elif build is not None:
-        known["build"] = load_build(build)
+        known["build"] = import_build(build)
     if "recipe" in metadata:
         known["recipe"] = recipe_of(metadata["recipe"])
     return known
@@ -116,9 +99,9 @@ def recipe_of(record: dict[str, Any]) -> "Recipe":
     from ..spectral import CONTROLS
     from ..store import rebuild
     from ..training.recipe import Recipe
-    from ..training.schedules import Constant, Cosine, Step
+    from ..training.schedules import SCHEDULES
 
-    return rebuild(record, {cls.__name__: cls for cls in (Recipe, Constant, Cosine, Step, *CONTROLS.values())})
+    return rebuild(record, {cls.__name__: cls for cls in (Recipe, *SCHEDULES.values(), *CONTROLS.values())})
 
 
 def make_split(train: "Samples", indices: Path | None, classes: str | None, random: str | None, no_retain: bool = False) -> "Split":
@@ -258,6 +241,14 @@ def check_as_trained(text: str, metadata: dict[str, Any]) -> None:
             "warning",
             f"{text} was clipped after it was trained, and models that follow its recipe will not be. Train it with --clip to compare it with them.",
         )
+
+
+def warn_of_other_recipe(metadata: dict[str, Any], recipe: "Recipe | None") -> None:
+    """Warns if shadow models for the audit of a checkpoint will be trained by another recipe than it was."""
+    from ..audits.health import recipe_flags
+
+    for flag in recipe_flags(training_of(metadata).get("recipe"), recipe):
+        complain("warning", flag.message)
 
 
 def is_import_path(text: str) -> bool:

@@ -69,7 +69,10 @@ RECIPE: dict[str, tuple[type, str]] = {
     "weight_decay": (float, "On all parameters. [0.0005]"),
     "nesterov": (bool, "Use Nesterov's momentum. [no-nesterov]"),
     "label_smoothing": (float, "Share of the uniform distribution in the labels, in [0, 1). [0.0]"),
-    "schedule": (str, "Learning rate over time: constant, cosine:warmup=0.1 or step:every=40,gamma=0.1. [cosine:warmup=0.1]"),
+    "schedule": (
+        str,
+        "Learning rate over time: constant, cosine:warmup=0.1, step:every=40,gamma=0.1, multi_step:milestones=91,136 or triangular:peak=0.2. [cosine:warmup=0.1]",
+    ),
     "augment": (bool, "Vary the images as the data set says. [augment]"),
     "precision": (str, "auto, float32 or bfloat16. [auto]"),
     "clip": (
@@ -77,27 +80,28 @@ RECIPE: dict[str, tuple[type, str]] = {
         "Keep the layers' singular values below a bound: a control such as clip:max_norm=1.0 (`expunge list controls`), or the bound alone. [none]",
     ),
 }
+OPTIONS = {"recipe": (str, "A recipe by name (`expunge list recipes`), which the options below change."), **RECIPE}
 METAVARS = {int: "N", float: "X", str: "NAME"}
 
 
 def with_recipe(verb: Callable[..., None]) -> Callable[..., None]:
-    """The verb with one option for each field of Recipe; it gets those that were given as the dict `settings`."""
+    """The verb with --recipe and one option for each field of Recipe; it gets those that were given as the dict `settings`."""
 
     @functools.wraps(verb)
     def run(**options: Any) -> None:
-        given = {name: options.pop(name) for name in RECIPE}
+        given = {name: options.pop(name) for name in OPTIONS}
         verb(**options, settings={name: value for name, value in given.items() if value is not None})
 
     signature = inspect.signature(verb)
     own = [p for name, p in signature.parameters.items() if name != "settings"]
-    extra = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_option(name)) for name in RECIPE]
+    extra = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_option(name)) for name in OPTIONS]
     run.__signature__ = signature.replace(parameters=[*(p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own), *extra])
     run.__annotations__ = {p.name: p.annotation for p in run.__signature__.parameters.values()}
     return run
 
 
 def _option(name: str) -> Any:
-    kind, text = RECIPE[name]
+    kind, text = OPTIONS[name]
     flag = "--" + name.replace("_", "-")
     if kind is bool:
         return Annotated[bool | None, typer.Option(f"{flag}/{flag.replace('--', '--no-')}", help=text, show_default=False)]

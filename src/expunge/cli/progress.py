@@ -86,6 +86,50 @@ class Bars:
             self.task = None
 
 
+class LiveTable:
+    """A table on a terminal that is drawn anew whenever `show` is called, with the current progress below it; elsewhere nothing. A context manager."""
+
+    def __init__(self) -> None:
+        self.live = None
+        self.header, self.rows, self.note, self.stage, self.start = [], [], "", "", 0.0
+
+    def __enter__(self) -> "LiveTable":
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.live import Live
+
+            from ..progress import listen
+
+            self.live = Live(console=Console(stderr=True), transient=True, get_renderable=self._drawn, refresh_per_second=2)
+            self.lines = listen(self._note)
+            self.lines.__enter__()
+            self.live.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.live is not None:
+            self.live.stop()
+            self.lines.__exit__(*error)
+
+    def show(self, table: tuple[list[str], list[list[str]]]) -> None:
+        self.header, self.rows = table
+
+    def _note(self, progress: "Progress") -> None:
+        if progress.stage != self.stage:
+            self.stage, self.start = progress.stage, time.monotonic()
+        self.note = _line(progress) + time_left(time.monotonic() - self.start, progress)
+
+    def _drawn(self) -> object:
+        from rich.console import Group
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(*self.header, box=None, header_style="bold", pad_edge=False)
+        for row in self.rows:
+            table.add_row(*map(Text, row))
+        return Group(table, Text(self.note))
+
+
 def time_left(elapsed: float, progress: "Progress") -> str:
     """ ", 2 min left", judged by the pace since the stage began; nothing before there is a pace.
 

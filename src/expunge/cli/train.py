@@ -13,11 +13,11 @@ from .inputs import (
     check_writable,
     describe_split,
     is_import_path,
-    load_build,
     load_pair,
     metadata_of,
     read_indices,
     training_of,
+    warn_of_other_recipe,
 )
 from .options import Build, DataArgument, Device, Force, Json, Output, Root, Seed, Size, Store, Workers, with_recipe
 from .output import percent, print_json, print_table
@@ -127,6 +127,7 @@ def shadows(
     check_as_trained(like or "", metadata)
     base = training_of(metadata, build) if like is not None else {}
     recipe = make_recipe(settings, base.get("recipe"))
+    warn_of_other_recipe(metadata, recipe)
     pair = load_pair(data, root, size)
     if like is not None and "build" not in base:
         raise typer.BadParameter(
@@ -150,10 +151,13 @@ def shadows(
 
 
 def make_recipe(settings: dict[str, Any], base: "Recipe | None" = None) -> "Recipe":
-    """`base`, or the default recipe, with these settings in place of its own."""
+    """The recipe that the settings name, or `base`, or the default one, with the other settings in place of its own."""
+    from ..settings import value_of
     from ..training.recipe import Recipe
-    from .settings import value_of
+    from ..training.recipes import recipe
 
+    if "recipe" in settings:
+        base, settings = recipe(settings["recipe"]), {name: value for name, value in settings.items() if name != "recipe"}
     hints = typing.get_type_hints(Recipe)
     read = {name: value_of(value, hints[name]) if isinstance(value, str) else value for name, value in settings.items()}
     return dataclasses.replace(base or Recipe(), **read)
@@ -161,9 +165,9 @@ def make_recipe(settings: dict[str, Any], base: "Recipe | None" = None) -> "Reci
 
 def make_build(arch: str, train: "Samples") -> Any:
     """The architecture of this name for these data, or the user's function."""
-    from ..models import architecture
+    from ..models import architecture, import_build
 
-    return load_build(arch) if is_import_path(arch) else architecture(arch, train)
+    return import_build(arch) if is_import_path(arch) else architecture(arch, train)
 
 
 def as_workers(text: str) -> int | str:

@@ -160,7 +160,7 @@ def make_method(name: str, settings: list[str], given: dict[str, Any], no_retain
     """The method with these settings; `build` and `recipe`, where it has them, are those of the checkpoint."""
     from ..checks import choose
     from ..methods import METHODS
-    from .settings import configured
+    from ..settings import configured
 
     cls = METHODS[choose("method", name, METHODS, "`expunge list methods` shows all.")]
     needed = {"build", "recipe"} & set(cls.__dataclass_fields__) - {text.partition("=")[0].strip() for text in settings} - set(given)

@@ -2,7 +2,7 @@
 
 from .architecture import ARCHITECTURES, Architecture, architecture
 from .checkpoint import load_model, model_hash, read_metadata, save_model
-from .import_path import import_object
+from .import_path import import_build, import_object
 from .normalize import Normalize, with_normalize
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "Architecture",
     "Normalize",
     "architecture",
+    "import_build",
     "import_object",
     "load_model",
     "model_hash",

@@ -3,6 +3,7 @@
 import importlib
 import os
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from ..checks import choose
@@ -38,6 +39,20 @@ def import_object(path: str) -> Any:
             )
         found = getattr(found, name)
     return found
+
+
+def import_build(path: str) -> Callable[[], Any]:
+    """The function module:name, which makes a model.
+
+    Raises:
+        ConfigError, MissingError: no such function.
+    """
+    build = import_object(path)
+    if not callable(build):
+        raise ConfigError(
+            f"{path} must be a function that returns a model; got {type(build).__name__}. Define def build(): return … there."
+        )
+    return build
 
 
 def _import(name: str) -> Any:

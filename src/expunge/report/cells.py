@@ -24,7 +24,7 @@ def percent(estimate: Estimate | None) -> Cell:
         >>> percent({"value": 0.931, "low": 0.9, "high": 0.95, "n": 100, "note": None})
         Cell(value='93.1', interval='90.0 to 95.0', note='')
     """
-    return _cell(estimate, lambda x: f"{100 * x:.1f}")
+    return _cell(estimate, hundredfold)
 
 
 def points(estimate: Estimate | None) -> Cell:
@@ -54,7 +54,7 @@ def area_gap(estimate: Estimate | None) -> Cell:
 
 def hundredfold(fraction: float) -> str:
     """A difference without interval or sign, in percentage points."""
-    return f"{100 * fraction:.1f}".replace("-", "−")
+    return f"{round(100 * fraction, 1) + 0.0:.1f}".replace("-", "−")  # no "−0.0"
 
 
 def rate(fraction: float) -> str:

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from ..checks import check_settings, setting
 from ..errors import StoreError
+from ..ranks import alone
 from .claims import hold
 from .files import checksum, make_folder, named_failure, sync_folder, write_file
 from .spec import canonical, one_line, plain, text_key
@@ -167,7 +168,7 @@ class Cell:
         if self.done:
             yield False
             return
-        with hold(self.folder, self.stale_after) as mine:
+        with hold(self.folder, self.stale_after) as mine, alone():  # where several ranks share a store, one of them makes the cell
             if mine:
                 self._tidy()
             yield mine and not self.done

@@ -15,6 +15,7 @@ from ..data.split import Split
 from ..errors import ConfigError, DataError
 from ..rng import check_seed
 from ..store import Cell, Store
+from .executors import AnyExecutor
 from .fleet import TrainTask, load_trained, train_fleet
 from .recipe import Build, Recipe
 
@@ -75,6 +76,7 @@ def train_class_shadows(
     recipe: Recipe,
     store: Store | str | Path,
     seed: int = 0,
+    executor: AnyExecutor = "pool",
     workers: int | str = "auto",
     device: str | torch.device = "auto",
 ) -> ClassShadows:
@@ -91,7 +93,7 @@ def train_class_shadows(
         recipe: how the model to be audited was trained.
         store: the folder to keep the models in.
         seed: the originals have the seeds `seed`, `seed + 2`, …, the retrained models those between.
-        workers, device: as in `train_fleet`.
+        executor, workers, device: as in `train_fleet`.
 
     Raises:
         ConfigError: n is not an integer ≥ 3.
@@ -114,5 +116,5 @@ def train_class_shadows(
     seeds = tuple(seed + 2 * k for k in range(n))
     kinds = [("original", everything, s) for s in seeds] + [("retrained", mask.nonzero().flatten(), s + 1) for s in seeds]
     tasks = [TrainTask(build=build, recipe=recipe, positions=p, seed=s, kind=kind) for kind, p, s in kinds]
-    cells = train_fleet(tasks, pool(split.train, test), store, workers=workers, device=device)
+    cells = train_fleet(tasks, pool(split.train, test), store, executor=executor, workers=workers, device=device)
     return ClassShadows(build, recipe, split, test, store, tuple(cells[:n]), tuple(cells[n:]), seeds)

@@ -4,39 +4,37 @@ A model depends on its `TrainTask` and the pool of samples alone: not on how man
 mix all three kinds.
 """
 
-import contextlib
-import contextvars
+import functools
 import hashlib
-import math
-import os
-import queue
 import re
 import time
 import warnings
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Executor, Future
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
-from multiprocessing import current_process
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
-from ..checks import check_indices, check_settings, is_integer, setting
+from ..checks import check_indices, check_settings, setting
 from ..data.images import Samples
-from ..device import resolve_device
-from ..errors import ConfigError, ExpungeError, ModelError, StoreError
-from ..progress import Progress, listen, report
+from ..errors import ModelError
 from ..rng import check_seed, fork
-from ..store import POLL, Cell, Store, canonical
-from .executors import ProcessPool, SerialExecutor, WorkerDied, examine
+from ..store import Cell, Store, canonical
+from .executors import AnyExecutor
+from .fleet_together import finish_together, here
 from .inference import logits_of
 from .recipe import Build, Recipe, train_model
+from .side_by_side import Work, finish_cells
 
-STAGE = "train models"
 PROTOCOL = 1  # raise it when training or scoring changes, so that stored models are not mistaken for new ones
+
+
+class MixedVersions(UserWarning):
+    """Models of one fleet were trained by different versions of expunge or torch."""
 
 
 @final
@@ -67,13 +65,39 @@ class TrainTask:
     def __str__(self) -> str:
         return self.name or f"{self.kind} model with seed {self.seed}"
 
+    def finish(self, cell: Cell, pool: Samples, device: str) -> None:
+        """Trains the model, scores the pool with it, and writes both."""
+        start = time.perf_counter()
+        model = train_model(self.build, pool.subset(self.positions), self.recipe, seed=self.seed, device=device)
+        self.keep(cell, model, pool, device, time.perf_counter() - start)
+
+    def keep(self, cell: Cell, model: nn.Module, pool: Samples, device: str, seconds: float) -> None:
+        """Scores the pool with the trained model, and writes both. `seconds`: that the training took."""
+        start = time.perf_counter()
+        logits = logits_of(model, pool)
+        included = torch.zeros(len(pool), dtype=torch.bool)
+        included[self.positions] = True
+        correct = logits.argmax(1) == pool.labels
+        result = {
+            "train_accuracy": _mean(correct[included]),
+            "held_out_accuracy": _mean(correct[~included]),
+            "n_train": len(self.positions),
+            "seconds": round(seconds + time.perf_counter() - start, 3),
+            "device": device,
+            "torch": torch.__version__,
+            "expunge": version("expunge"),
+        }
+        cell.finish(result, model.state_dict(), scores={"logits": logits})
+
 
 def train_fleet(
     tasks: Sequence[TrainTask],
     pool: Samples,
     store: Store | str | Path,
     *,
+    executor: AnyExecutor = "pool",
     workers: int | str = "auto",
+    together: int | str = "auto",
     device: str | torch.device = "auto",
 ) -> list[Cell]:
     """The cells of these tasks, in order, all done: what was missing has been trained, and has scored every sample of the pool.
@@ -85,25 +109,46 @@ def train_fleet(
     Args:
         tasks: models to train; equal ones are trained once.
         pool: the samples that tasks choose from by position.
-        store: a `Store`, or its folder.
-        workers: processes on a CPU, ≥ 1, each with one thread; "auto" = one for each core. On a GPU models are trained one after another.
+        store: a `Store`, or its folder, which all machines must see that train.
+        executor: where to train: "pool" (processes on this machine), "serial", "ray", "slurm"; settings such as `Ray(num_gpus=0.25)`; or a
+            `concurrent.futures.Executor` of yours.
+        workers: how many at a time, ≥ 1, each with one thread on a CPU; "auto" = as many as there are cores, or as there is room for on the
+            cluster.
+        together: how many models this process trains at a time on one GPU, ≥ 1; "auto" measures what is fastest, and reports why. On a CPU "auto" is 1: one model
+            keeps a core busy.
         device: "auto", "cpu", "cuda", …
 
     Raises:
         ModelError: some models diverged or do not fit the data; the others are kept.
-        WorkerDied: a worker process was killed; the others' models are kept.
-        StoreError: the store cannot be written, or something cannot be sent to worker processes.
-        ConfigError: `workers` is neither "auto" nor an integer ≥ 1.
+        WorkerDied: a worker was killed, more often than the executor tries again; the others' models are kept.
+        StoreError: the store cannot be written, or is not seen by a machine, or something cannot be sent to workers.
+        ConfigError: `workers` is neither "auto" nor an integer ≥ 1, or an executor's settings cannot be met. MissingError: it is unknown or not installed.
 
     Cost: `recipe.epochs` passes over its samples and one over the pool, for each model that is not done.
     """
-    device = resolve_device(device)
-    cells = _cells(tasks, pool, store if isinstance(store, Store) else Store(store))
-    items = {cell.folder.name: _Item(task, cell) for task, cell in zip(tasks, cells, strict=True) if not cell.done}
-    workers = count_workers(workers, device, list(items.values()), pool)
-    if items:
-        _Run(items, pool, device, workers).run()
+    store = store if isinstance(store, Store) else Store(store)
+    cells = fleet_cells(tasks, pool, store)
+    works = [Work(task, cell, task.recipe.epochs) for task, cell in zip(tasks, cells, strict=True)]
+    finish_cells(
+        works, pool, store, stage="train models", things="models", done="trained", executor=executor, workers=workers, device=device,
+        first=functools.partial(finish_together, pool=pool, together=together) if here(executor, device, together) else None,
+    )  # fmt: skip
+    _check_versions(cells)
     return cells
+
+
+def fleet_cells(tasks: Sequence[TrainTask], pool: Samples, store: Store) -> list[Cell]:
+    """The cells of these tasks, in order, done or not; nothing is trained.
+
+    Raises:
+        StoreError: a build that another process cannot import. DataError: positions outside the pool.
+    """
+    layers: dict[int, str] = {}
+    for task in tasks:
+        if id(task.build) not in layers:
+            canonical(task.build)  # a lambda is refused before it is called
+            layers[id(task.build)] = digest_of_layers(task.build)
+    return [store.cell(task.kind, _spec(task, pool, layers[id(task.build)])) for task in tasks]
 
 
 def load_trained(cell: Cell, build: Build) -> nn.Module:
@@ -123,159 +168,8 @@ def load_trained(cell: Cell, build: Build) -> nn.Module:
     return model.eval()
 
 
-@dataclass(frozen=True)
-class _Item:
-    task: TrainTask
-    cell: Cell
-
-
-@dataclass(frozen=True)
-class _Outcome:
-    """What a worker answers; the model itself is in the store."""
-
-    done: bool  # False: another process is training this model
-    warnings: list[tuple[type[Warning], str]]
-
-
-def _train(pool: Samples, item: _Item, device: str) -> _Outcome:
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        with item.cell.claim() as mine, _named_progress(item.cell):
-            if mine:
-                _train_claimed(pool, item, device)
-    return _Outcome(item.cell.done, [(w.category, str(w.message)) for w in caught])
-
-
-def _train_claimed(pool: Samples, item: _Item, device: str) -> None:
-    start, task = time.perf_counter(), item.task
-    model = train_model(task.build, pool.subset(task.positions), task.recipe, seed=task.seed, device=device)
-    logits = logits_of(model, pool)
-    included = torch.zeros(len(pool), dtype=torch.bool)
-    included[task.positions] = True
-    correct = logits.argmax(1) == pool.labels
-    result = {
-        "train_accuracy": _mean(correct[included]),
-        "held_out_accuracy": _mean(correct[~included]),
-        "n_train": len(task.positions),
-        "seconds": round(time.perf_counter() - start, 3),
-        "device": str(device),
-        "torch": torch.__version__,
-    }
-    item.cell.finish(result, model.state_dict(), scores={"logits": logits})
-
-
 def _mean(correct: Tensor) -> float | None:
     return correct.double().mean().item() if len(correct) else None
-
-
-@contextlib.contextmanager
-def _named_progress(cell: Cell) -> Iterator[None]:
-    """Passes the progress of one training on under the key of its cell, so that the parent knows whose it is."""
-    outer = contextvars.copy_context()
-    with listen(lambda p: outer.run(report, cell.folder.name, p.done, p.total)):
-        yield
-
-
-class _Run:
-    """One pass over the models that are not done."""
-
-    def __init__(self, items: dict[str, _Item], pool: Samples, device: torch.device, workers: int) -> None:
-        self.items, self.pool, self.device, self.workers = items, pool, device, workers
-        self.events: queue.SimpleQueue[Progress | Future] = queue.SimpleQueue()
-        self.board = _Board(items)
-        self.running: dict[Future, _Item] = {}
-        self.failures: dict[_Item, ExpungeError] = {}
-        self.flags: dict[tuple[type[Warning], str], None] = {}
-
-    def run(self) -> None:
-        with listen(self.board), self._executor() as executor:
-            self._work(executor, deque(self.items.values()))
-        for category, message in self.flags:
-            warnings.warn(message, category, stacklevel=4)
-        if self.failures:
-            raise _summary(self.failures, len(self.items))
-
-    def _executor(self) -> contextlib.AbstractContextManager[Executor]:
-        if self.workers > 1:
-            return ProcessPool(self.workers, (self.pool,), self.events.put)
-        return one_thread(SerialExecutor((self.pool,)), self.device)
-
-    def _work(self, executor: Executor, waiting: deque[_Item]) -> None:
-        busy: list[_Item] = []
-        while waiting or self.running:
-            while waiting and (self.workers > 1 or not self.running):
-                self._submit(executor, waiting.popleft())
-            event = self.events.get()
-            if isinstance(event, Progress):
-                self.board(event)
-            else:
-                busy += self._settle(event)
-            if busy and not (waiting or self.running):
-                time.sleep(POLL)
-                waiting, busy = deque(busy), []
-
-    def _submit(self, executor: Executor, item: _Item) -> None:
-        future = executor.submit(_train, item, str(self.device))
-        self.running[future] = item
-        future.add_done_callback(self.events.put)
-
-    def _settle(self, future: Future) -> list[_Item]:
-        """Notes what became of a model; returns it if another process is at it."""
-        item, error = self.running.pop(future), future.exception()
-        if isinstance(error, ModelError | WorkerDied):
-            self.failures[item] = error
-        elif error is not None:  # a full disk or a mistake in the code would stop the other models too
-            raise error
-        else:
-            outcome = future.result()
-            self.flags.update(dict.fromkeys(outcome.warnings))
-            if not outcome.done:
-                return [item]
-        self.board.finish(item.cell)
-        return []
-
-
-class _Board:
-    """Adds up the progress of all models, in epochs, for whoever listened when the fleet began."""
-
-    def __init__(self, items: dict[str, _Item]) -> None:
-        self.context = contextvars.copy_context()
-        self.epochs = {key: item.task.recipe.epochs for key, item in items.items()}
-        self.shares = dict.fromkeys(items, 0.0)
-        self.finished: set[str] = set()
-
-    def __call__(self, progress: Progress) -> None:
-        self.shares[progress.stage] = progress.done / progress.total
-        self._report()
-
-    def finish(self, cell: Cell) -> None:
-        self.shares[cell.folder.name] = 1.0
-        self.finished.add(cell.folder.name)
-        self._report()
-
-    def _report(self) -> None:
-        done = math.floor(sum(self.epochs[key] * share for key, share in self.shares.items()) + 1e-6)
-        self.context.run(report, STAGE, done, sum(self.epochs.values()), f"{len(self.finished)} of {len(self.epochs)} models")
-
-
-def _summary(failures: dict[_Item, ExpungeError], n: int) -> ExpungeError:
-    item, error = next(iter(failures.items()))
-    names = ", ".join(str(item.task) for item in list(failures)[:5]) + (", …" if len(failures) > 5 else "")
-    summary = type(error)(
-        f"{len(failures)} of {n} models were not trained: {names}. The first one, {item.task}: {error} "
-        "The others are kept; run again to continue."
-    )
-    summary.__cause__ = error
-    return summary
-
-
-def _cells(tasks: Sequence[TrainTask], pool: Samples, store: Store) -> list[Cell]:
-    layers: dict[int, str] = {}
-    for task in tasks:
-        if id(task.build) not in layers:
-            canonical(task.build)  # a lambda is refused before it is called
-            layers[id(task.build)] = digest_of_layers(task.build)
-    return [store.cell(task.kind, _spec(task, pool, layers[id(task.build)])) for task in tasks]
 
 
 def _spec(task: TrainTask, pool: Samples, layers: str) -> dict[str, Any]:
@@ -291,39 +185,23 @@ def _spec(task: TrainTask, pool: Samples, layers: str) -> dict[str, Any]:
     }
 
 
+def _check_versions(cells: Sequence[Cell]) -> None:
+    """Warns if the models were not all trained by the same versions, as when two machines or two years share a store."""
+    results = [cell.result() for cell in cells]
+    for package in ("expunge", "torch"):
+        found = Counter(result[package] for result in results if package in result)
+        if len(found) > 1:
+            several = ", ".join(f"{name} ({count} models)" for name, count in found.most_common())
+            warnings.warn(
+                f"models that are compared should be trained by one version of {package}; these were by {several}. Bits differ between versions, "
+                "statistics hardly; where that matters, delete the cells of one, or use another store.",
+                MixedVersions,
+                stacklevel=3,
+            )
+
+
 def digest_of_layers(build: Build) -> str:
     """A digest of the model's layers: a function of the user's may come to build another model under the same name."""
     with fork(0):
         text = re.sub(r" at 0x[0-9a-f]+", "", str(build()))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def count_workers(workers: int | str, device: torch.device, tasks: Sequence[Any], pool: Samples) -> int:
-    """How many processes shall do these tasks, each with the pool: as many as asked for, or as there are cores or tasks; 1 where more is impossible or no use."""
-    if workers != "auto" and not is_integer(workers, 1):
-        raise ConfigError(f"workers must be 'auto' or an integer ≥ 1; got {workers!r}. Pass the number of processes to train in.")
-    if device.type != "cpu" or workers == 1 or len(tasks) < 2 or current_process().daemon:  # a daemon may not have children
-        return 1
-    obstacle = examine((pool, tasks)).obstacle
-    if obstacle and workers != "auto":
-        raise StoreError(
-            f"models and data must be such that worker processes can import them; got: {obstacle}. "
-            "Move them to a module, or pass workers=1."
-        )
-    return 1 if obstacle else min(_cores() if workers == "auto" else workers, len(tasks))
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-@contextlib.contextmanager
-def one_thread(executor: Executor, device: torch.device) -> Iterator[Executor]:
-    """On a CPU, one torch thread inside the block: with more, sums are added in another order, and the bits differ from a worker's."""
-    before = torch.get_num_threads()
-    try:
-        if device.type == "cpu":
-            torch.set_num_threads(1)
-        yield executor
-    finally:
-        torch.set_num_threads(before)

@@ -1,6 +1,7 @@
 """What a model answers: logits for scoring, always in float32 and eval mode, whatever the training precision was."""
 
 import warnings
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from ..device import device_of, exact_float32, fast_layout
 from ..errors import ModelError, NondeterministicModel, NotFinite, ProbabilitiesNotLogits
 from ..modes import eval_mode
 from ..types import Logits
+from .distributed import answers_across_ranks
 
 
 @torch.no_grad()
@@ -23,17 +25,22 @@ def logits_of(model: nn.Module, data: Samples, *, batch_size: int = 512) -> Logi
 
     Cost: one forward pass.
     """
-    device = device_of(model)
+    outputs = answers_across_ranks(lambda *part: _answers_to(data, *part), model, torch.arange(len(data)).split(batch_size))
+    count(data.ids, forward=1)
+    return torch.cat(outputs)
+
+
+def _answers_to(data: Samples, model: nn.Module, batches: Sequence[Tensor]) -> list[Tensor]:
+    device, outputs = device_of(model), []
+    if not batches:  # other ranks answer all of them
+        return outputs
     mixture = Mixture([data], device, augment=False)
-    batches = torch.arange(len(data)).split(batch_size)
-    outputs = []
     with eval_mode(model), exact_float32(), torch.autocast(device.type, enabled=False):
         first = next(mixture.epoch(batches[:1], 0)).images
         with fast_layout(model, first) as layout:
             for batch in mixture.epoch(batches, 0):
-                count(batch.ids, forward=1)
                 outputs.append(_answers(model, batch.images.contiguous(memory_format=layout)).float().cpu())
-    return torch.cat(outputs)
+    return outputs
 
 
 def check_model(model: nn.Module, data: Samples, n: int = 8, *, labels: Tensor | None = None) -> None:

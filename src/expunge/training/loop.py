@@ -1,31 +1,32 @@
 """The one training loop. Originals, retrained models, shadow models and every method that takes gradient steps go through `sgd`."""
 
 import contextlib
-import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch import nn
 
 from .. import progress
 from ..checks import choose
 from ..costs import count
 from ..data.images import Samples
-from ..data.mixture import Batch, Mixture
-from ..device import device_of, exact_float32, fast_layout, resolve_precision
+from ..data.mixture import Mixture
+from ..device import device_of, exact_float32, fast_layout, is_sharded, resolve_precision
 from ..errors import ConfigError, ModelError, NotFinite
 from ..rng import draw_seed
 from ..spectral.control import SpectralControl
+from .captured import CapturedStep, own_stream, recorder
+from .distributed import across_ranks, drawn_across_ranks
 from .objectives import Objective, cross_entropy
 from .orders import Order, shuffled
 from .schedules import Constant, Schedule
+from .step import EagerStep, Mask, Stepper, batchnorms, single_sample_batchnorm  # noqa: F401, methods find the last one here
 
-Mask = Mapping[str, Tensor]
 BATCHNORM = ("train", "frozen_statistics", "frozen")
 OPTIMIZERS = ("sgd", "adam")
 
 
+@across_ranks
 def sgd(
     model: nn.Module,
     data: Samples | Sequence[Samples],
@@ -82,49 +83,61 @@ def sgd(
     Cost: `epochs` forward and backward passes over the data.
     """
     _check_options(epochs, lr, batch_size, batchnorm, clip, mask, optimizer)
-    sources = [data] if isinstance(data, Samples) else list(data)
-    device, schedule = device_of(model), schedule or Constant()
-    mixture = Mixture(sources, device, augment=augment, seed=draw_seed() if seed is None else seed)
-    first = next(mixture.epoch([torch.arange(min(2, len(mixture)))], 0)).images
-    ids, sizes = torch.cat([source.ids for source in sources]), [len(source) for source in sources]
-    dtype = resolve_precision(precision, device)
+    device = device_of(model)
+    mixture = Mixture([data] if isinstance(data, Samples) else data, device, augment=augment, seed=draw_seed() if seed is None else seed)
+    settings = dict(lr=lr, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov, optimizer=optimizer, precision=precision)
+    with own_stream(device), prepared(model, mixture, objective, mask=mask, batchnorm=batchnorm, frozen=frozen, **settings) as step:
+        for _ in steps(
+            step, epochs=epochs, lr=lr, batch_size=batch_size, schedule=schedule, clip=clip, order=order, after_epoch=after_epoch, stage=stage,
+        ):  # fmt: skip
+            pass
+
+
+@contextlib.contextmanager
+def prepared(
+    model: nn.Module, mixture: Mixture, objective: Objective, *,
+    lr: float, momentum: float, weight_decay: float, nesterov: bool, precision: str, optimizer: str = "sgd",
+    mask: Mask | None = None, batchnorm: str = "train", frozen: Sequence[nn.Module] = (),
+) -> Iterator[Stepper]:  # fmt: skip
+    """The model ready to be trained, with the arguments of `sgd`, and as it was again after the block: yields what makes one step."""
+    device, first = mixture.device, next(mixture.epoch([torch.arange(min(2, len(mixture)))], 0)).images
+    dtype, record = resolve_precision(precision, device), recorder(objective, device)
     exact = exact_float32() if precision == "float32" else contextlib.nullcontext()
     with exact, fast_layout(model, first) as layout, _trainable(model, mask, batchnorm, frozen) as parameters:
+        whole = not is_sharded(model)  # FSDP has no fused step, and steps of a part of the weights know no lr on a device
+        if whole and (record or device.type == "cuda"):  # a recording reads the learning rate where it lies; CUDA's kernels want float32
+            lr = torch.tensor(lr, device=device, dtype=torch.float32 if device.type == "cuda" else torch.float64)
         if optimizer == "adam":
-            stepper = torch.optim.Adam(parameters, lr=lr, weight_decay=weight_decay, fused=True)
+            stepper = torch.optim.Adam(
+                parameters, lr=lr, weight_decay=weight_decay, fused=whole, capturable=whole and device.type == "cuda"
+            )
         else:
-            stepper = torch.optim.SGD(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov, fused=True)
-        restore = _Restore(model, mask)
-        with clip.attach(model, stepper, tuple(first.shape[1:])) if clip else contextlib.nullcontext():
-            for epoch in range(epochs):
-                visits = order(sizes, batch_size, mixture.seed, epoch)
-                total = torch.zeros((), device=device)
-                for step, batch in enumerate(mixture.epoch([v.positions for v in visits], [v.number for v in visits])):
-                    stepper.param_groups[0]["lr"] = lr * schedule(epoch + step / len(visits), epochs)
-                    total += _step(model, _ready(batch, layout, epoch), objective, stepper, dtype)
-                    restore()
-                    count(ids[visits[step].positions], forward=1, backward=1)
-                    progress.report(stage, epoch * len(visits) + step + 1, epochs * len(visits))
-                _check_loss(total.item() / len(visits), epoch, lr)
-                if after_epoch is not None and after_epoch(epoch + 1) is True:
-                    break
-        _check_weights(parameters, lr)
+            stepper = torch.optim.SGD(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov, fused=whole)
+        step = EagerStep(model, parameters, stepper, objective, mixture, layout=layout, dtype=dtype, mask=mask)
+        yield CapturedStep(step, record) if record else step
 
 
-def _step(model: nn.Module, batch: Batch, objective: Objective, optimizer: torch.optim.Optimizer, dtype: torch.dtype) -> Tensor:
-    with (
-        single_sample_batchnorm(model, len(batch.images)),
-        torch.autocast(batch.images.device.type, dtype, enabled=dtype != torch.float32),
-    ):
-        loss = objective(model, batch)
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    optimizer.step()
-    return loss.detach()
-
-
-def _ready(batch: Batch, layout: torch.memory_format, epoch: int) -> Batch:
-    return dataclasses.replace(batch, images=batch.images.contiguous(memory_format=layout), epoch=epoch)
+def steps(
+    step: Stepper, *,
+    epochs: int, lr: float, batch_size: int, schedule: Schedule | None = None, clip: SpectralControl | None = None, order: Order = shuffled,
+    after_epoch: Callable[[int], bool | None] | None = None, stage: str = "training",
+) -> Iterator[None]:  # fmt: skip
+    """The whole training of a `prepared` model, with the arguments of `sgd`: one step whenever the next item is asked for, so that several models can take turns."""
+    mixture, schedule = step.mixture, schedule or Constant()
+    ids, sizes = torch.cat([source.ids for source in mixture.sources]), [len(source) for source in mixture.sources]
+    with clip.attach(step.model, step, next(s.shape for s in mixture.sources if len(s))) if clip else contextlib.nullcontext():
+        for epoch in range(epochs):
+            visits = order(sizes, batch_size, mixture.seed, epoch)
+            for k, drawn in enumerate(drawn_across_ranks(mixture, [v.positions for v in visits], [v.number for v in visits])):
+                step.set_lr(lr * schedule(epoch + k / len(visits), epochs))
+                step(drawn, epoch)
+                count(ids[visits[k].positions], forward=1, backward=1)
+                progress.report(stage, epoch * len(visits) + k + 1, epochs * len(visits))
+                yield
+            _check_loss(step.take_loss() / len(visits), epoch, lr)
+            if after_epoch is not None and after_epoch(epoch + 1) is True:
+                break
+    _check_weights(step.parameters, lr)
 
 
 @contextlib.contextmanager
@@ -134,7 +147,7 @@ def _trainable(model: nn.Module, mask: Mask | None, batchnorm: str, frozen: Sequ
     flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
     try:
         model.train()
-        for norm in _batchnorms(model) if batchnorm != "train" else ():
+        for norm in batchnorms(model) if batchnorm != "train" else ():
             norm.eval()
             if batchnorm == "frozen":
                 norm.requires_grad_(False)
@@ -157,40 +170,6 @@ def _trainable(model: nn.Module, mask: Mask | None, batchnorm: str, frozen: Sequ
             parameter.grad = None
 
 
-class _Restore:
-    """Puts masked-out weights back to their first values after a step; zeroing gradients alone would let weight decay and momentum move them."""
-
-    def __init__(self, model: nn.Module, mask: Mask | None) -> None:
-        self.frozen = []
-        for name, parameter in model.named_parameters() if mask is not None else ():
-            if name in mask:
-                if mask[name].shape != parameter.shape:
-                    raise ModelError(f"the mask of {name} must have shape {tuple(parameter.shape)}; got {tuple(mask[name].shape)}.")
-                self.frozen.append((parameter, ~mask[name].to(parameter.device), parameter.detach().clone()))
-
-    @torch.no_grad()
-    def __call__(self) -> None:
-        for parameter, fixed, first in self.frozen:
-            parameter.copy_(torch.where(fixed, first, parameter))
-
-
-@contextlib.contextmanager
-def single_sample_batchnorm(model: nn.Module, n: int) -> Iterator[None]:
-    """A batch of one has no variance to normalise by: BatchNorm uses its running statistics for it. `sgd` does this for whole batches, objectives for parts of them."""
-    active = [norm for norm in _batchnorms(model) if norm.training] if n == 1 else []
-    for norm in active:
-        norm.eval()
-    try:
-        yield
-    finally:
-        for norm in active:
-            norm.train()
-
-
-def _batchnorms(model: nn.Module) -> list[nn.Module]:
-    return [module for module in model.modules() if isinstance(module, _BatchNorm)]
-
-
 def _check_options(
     epochs: int, lr: float, batch_size: int, batchnorm: str, clip: SpectralControl | None, mask: Mask | None, optimizer: str
 ) -> None:
@@ -209,5 +188,5 @@ def _check_loss(loss: float, epoch: int, lr: float) -> None:
 
 def _check_weights(parameters: list[nn.Parameter], lr: float) -> None:
     """No loss is computed after the last step, so that it would not show there."""
-    if not all(parameter.isfinite().all() for parameter in parameters):
+    if not torch.stack([parameter.isfinite().all() for parameter in parameters]).all():  # waits for a GPU once
         raise NotFinite(f"training diverged: weights are NaN or infinite after the last step at lr={lr:g}. Lower lr, or check the data.")

@@ -1,6 +1,7 @@
 """What one training step minimises: a function of (model, batch) that returns a scalar."""
 
 from collections.abc import Callable
+from functools import partial
 
 from torch import Tensor, nn
 from torch.nn import functional
@@ -11,18 +12,14 @@ from ..types import Logits
 Objective = Callable[[nn.Module, Batch], Tensor]
 
 
-def cross_entropy(model: nn.Module, batch: Batch) -> Tensor:
+def cross_entropy(model: nn.Module, batch: Batch, label_smoothing: float = 0.0) -> Tensor:
     """Mean cross-entropy between the model's answers and the batch's labels (class numbers or rows of probabilities)."""
-    return functional.cross_entropy(model(batch.images).float(), batch.labels)
+    return functional.cross_entropy(model(batch.images).float(), batch.labels, label_smoothing=label_smoothing)
 
 
 def smoothed_cross_entropy(label_smoothing: float) -> Objective:
     """Cross-entropy with labels mixed with the uniform distribution, by a share in [0, 1)."""
-
-    def objective(model: nn.Module, batch: Batch) -> Tensor:
-        return functional.cross_entropy(model(batch.images).float(), batch.labels, label_smoothing=label_smoothing)
-
-    return objective
+    return partial(cross_entropy, label_smoothing=label_smoothing)
 
 
 def negated_cross_entropy(model: nn.Module, batch: Batch) -> Tensor:

@@ -36,7 +36,7 @@ class Recipe:
         momentum: in [0, 1). nesterov: with Nesterov's correction.
         weight_decay: on all parameters, ≥ 0.
         label_smoothing: share of the uniform distribution in the labels, in [0, 1).
-        schedule: `Cosine`, `Step` or `Constant`.
+        schedule: `Cosine`, `Step`, `MultiStep`, `Triangular` or `Constant`.
         augment: whether to apply the data's own augmentation.
         precision: "auto", "float32" or "bfloat16".
         clip: keeps the layers' singular values below a bound while training: `Clip`, or one of its alternatives; None = nothing does.
@@ -46,7 +46,7 @@ class Recipe:
 
     Example:
         >>> from expunge import Step
-        >>> Recipe(epochs=200, schedule=Step(every=40)).lr  # the AMUN paper's
+        >>> Recipe(epochs=200, schedule=Step(every=40)).lr  # the AMUN paper's; recipes.py has more by name
         0.1
     """
 
@@ -95,14 +95,7 @@ def train_model(
     Cost: `recipe.epochs` forward and backward passes over `train`.
     """
     with torch.inference_mode(False), torch.enable_grad(), fork(seed), _progress.listen(progress):
-        model = build()
-        if not isinstance(model, nn.Module):
-            raise ModelError(
-                f"build() must return a torch.nn.Module; got {type(model).__name__}. Pass architecture(name, data) or a function of yours."
-            )
-        _check_fresh(model, build)
-        model = model.to(resolve_device(device))
-        check_model(model, train)
+        model = new_model(build, train, resolve_device(device))
         objective = smoothed_cross_entropy(recipe.label_smoothing) if recipe.label_smoothing else cross_entropy
         sgd(
             model, train, objective,
@@ -111,6 +104,23 @@ def train_model(
             clip=recipe.clip,
         )  # fmt: skip
         return model.eval()
+
+
+def new_model(build: Build, train: Samples, device: torch.device) -> nn.Module:
+    """A model as `build` makes it, on the device.
+
+    Raises:
+        ModelError: it is no module, or one that was returned before, or its outputs do not fit the labels.
+    """
+    model = build()
+    if not isinstance(model, nn.Module):
+        raise ModelError(
+            f"build() must return a torch.nn.Module; got {type(model).__name__}. Pass architecture(name, data) or a function of yours."
+        )
+    _check_fresh(model, build)
+    model = model.to(device)
+    check_model(model, train)
+    return model
 
 
 def _check_fresh(model: nn.Module, build: Build) -> None:

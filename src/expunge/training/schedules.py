@@ -1,11 +1,13 @@
 """Learning-rate schedules: a factor on the peak learning rate as a function of the epochs done so far (a real number)."""
 
+import itertools
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import final
 
-from ..checks import check_settings, setting
+from ..checks import check_settings, is_integer, setting
+from ..errors import ConfigError
 
 
 class Schedule(ABC):
@@ -48,6 +50,54 @@ class Step(Schedule):
 
 @final
 @dataclass(frozen=True, kw_only=True)
+class MultiStep(Schedule):
+    """Multiplies by `gamma` after each of the epochs in `milestones`, ascending integers ≥ 1.
+
+    Example:
+        >>> schedule = MultiStep(milestones=(91, 136))
+        >>> schedule(90.9, 182), schedule(91.0, 182)
+        (1.0, 0.1)
+    """
+
+    milestones: tuple[int, ...] = setting()
+    gamma: float = setting(0.1, gt=0, le=1)
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        ascending = all(a < b for a, b in itertools.pairwise(self.milestones))
+        if not (self.milestones and ascending and all(is_integer(m, 1) for m in self.milestones)):
+            raise ConfigError(f"MultiStep: milestones must be ascending integers ≥ 1; got {self.milestones!r}. Pass milestones=(91, 136).")
+
+    def __call__(self, done: float, epochs: int) -> float:
+        return self.gamma ** sum(done >= milestone for milestone in self.milestones)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Triangular(Schedule):
+    """Rises linearly from `start` to 1 during the first `peak` share of the epochs, then falls linearly to `end`.
+
+    Example:
+        >>> Triangular(peak=0.25)(1, 8), Triangular(peak=0.25)(5, 8)
+        (0.5, 0.5)
+    """
+
+    peak: float = setting(0.2, gt=0, lt=1)
+    start: float = setting(0.0, ge=0, le=1)
+    end: float = setting(0.0, ge=0, le=1)
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+    def __call__(self, done: float, epochs: int) -> float:
+        progress = done / epochs
+        if progress < self.peak:
+            return self.start + (1 - self.start) * progress / self.peak
+        return self.end + (1 - self.end) * (1 - progress) / (1 - self.peak)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
 class Cosine(Schedule):
     """Rises linearly during the first `warmup` share of the epochs, then falls to 0 along half a cosine."""
 
@@ -61,3 +111,6 @@ class Cosine(Schedule):
         if progress < self.warmup:
             return progress / self.warmup
         return 0.5 * (1 + math.cos(math.pi * (progress - self.warmup) / (1 - self.warmup)))
+
+
+SCHEDULES = {"constant": Constant, "cosine": Cosine, "multi_step": MultiStep, "step": Step, "triangular": Triangular}

@@ -16,6 +16,7 @@ from ..errors import ConfigError, DataError
 from ..rng import check_seed, derive, permutation
 from ..store import Cell, Store
 from ..types import Included, Labels
+from .executors import AnyExecutor
 from .fleet import TrainTask, load_trained, train_fleet
 from .recipe import Build, Recipe
 
@@ -100,6 +101,7 @@ def train_shadow_models(
     store: Store | str | Path,
     seed: int = 0,
     balanced: Sequence[int] | Tensor | None = None,
+    executor: AnyExecutor = "pool",
     workers: int | str = "auto",
     device: str | torch.device = "auto",
 ) -> ShadowModels:
@@ -118,7 +120,7 @@ def train_shadow_models(
         store: the folder to keep the models in.
         seed: decides halves, initial weights and orders, in [0, 2**63).
         balanced: positions in `train`, an even number, of which every model is trained on exactly half; `sample_leakage` needs that of the samples that models are to forget.
-        workers: processes on a CPU, ≥ 1; "auto" = one for each core.
+        executor, workers: where and how many models are trained at a time, as in `train_fleet`.
         device: "auto", "cpu", "cuda", …
 
     Raises:
@@ -128,14 +130,31 @@ def train_shadow_models(
 
     Cost: n × `recipe.epochs` passes over half of the samples, and n × one over all.
     """
+    tasks = shadow_tasks(build, train, test, n=n, recipe=recipe, seed=seed, balanced=balanced)
+    samples = pool(train, test)
+    cells = train_fleet(tasks, samples, store, executor=executor, workers=workers, device=device)
+    logits = torch.stack([cell.tensors("scores")["logits"] for cell in cells])
+    included = torch.zeros(n, len(samples), dtype=torch.bool)
+    for row, task in zip(included, tasks, strict=True):
+        row[task.positions] = True
+    return ShadowModels(logits, samples.labels, included, len(train), tuple(cells), build, recipe, torch.cat([train.ids, test.ids]))
+
+
+def shadow_tasks(
+    build: Build, train: Samples, test: Samples, *, n: int, recipe: Recipe, seed: int = 0, balanced: Sequence[int] | Tensor | None = None
+) -> list[TrainTask]:
+    """What `train_shadow_models` trains, one task a model, on positions in the pool of both sets.
+
+    Args, Raises: as there.
+    """
     if not is_integer(n, 2) or n % 2:
         raise ConfigError(
             f"n, the number of shadow models, must be an even integer ≥ 2; got {n!r}. They are trained on complementary halves."
         )
     check_seed(seed)
-    samples = pool(train, test)
-    included = halves(len(samples), n, seed, None if balanced is None else check_indices(balanced, len(train), "balanced"))
-    tasks = [
+    n_samples = len(train) + len(test)
+    included = halves(n_samples, n, seed, None if balanced is None else check_indices(balanced, len(train), "balanced"))
+    return [
         TrainTask(
             build=build,
             recipe=recipe,
@@ -146,10 +165,6 @@ def train_shadow_models(
         )
         for m, row in enumerate(included)
     ]
-    cells = train_fleet(tasks, samples, store, workers=workers, device=device)
-    logits = torch.stack([cell.tensors("scores")["logits"] for cell in cells])
-    ids = torch.cat([train.ids, test.ids])
-    return ShadowModels(logits, samples.labels, included, len(train), tuple(cells), build, recipe, ids)
 
 
 def halves(n_samples: int, n_models: int, seed: int, balanced: Tensor | None = None) -> Included:

@@ -17,14 +17,13 @@ from torch import Tensor, nn
 from ..checks import check_indices, choose, is_integer
 from ..data.images import Samples, Subset, places
 from ..data.split import Split
-from ..device import resolve_device
 from ..errors import ConfigError, DataError
 from ..progress import report
 from ..rng import check_seed, derive, fork, uniform
 from ..store import Cell, Store
 from .ensemble import AGGREGATES, Ensemble
-from .executors import ProcessPool, SerialExecutor
-from .fleet import count_workers, digest_of_layers, one_thread
+from .executors import AnyExecutor, launcher_of
+from .fleet import digest_of_layers
 from .recipe import Build, Recipe
 from .stages import Job, Stage, State, train_stages, weights_of
 
@@ -95,13 +94,18 @@ class SISA:
         return Ensemble(models, aggregate).eval()
 
     def unlearn(
-        self, forget: Split | Sequence[int] | Tensor, *, workers: int | str = "auto", device: str | torch.device = "auto"
+        self,
+        forget: Split | Sequence[int] | Tensor,
+        *,
+        executor: AnyExecutor = "pool",
+        workers: int | str = "auto",
+        device: str | torch.device = "auto",
     ) -> "SISA":
         """A new ensemble: bit for bit the one that `train_sisa` makes of the samples that stay. This one stays as it is.
 
         Args:
             forget: a split of the training set, or of a part of it; or the samples' ids, which are their positions in the outermost training set, whatever has left since.
-            workers, device: as in `train_sisa`.
+            executor, workers, device: as in `train_sisa`.
 
         Raises:
             DataError: samples that the models have not seen, such as those that were unlearned before; or all that they have.
@@ -116,7 +120,7 @@ class SISA:
         first = [int(slice_[shard == s].min()) if (shard == s).any() else self.slices for s in range(self.shards)]
         kept = tuple(checkpoints[:r] for checkpoints, r in zip(self.checkpoints, first, strict=True))
         left = dataclasses.replace(self, train=_rooted(self.train, stays.nonzero().flatten()), checkpoints=kept, trained=())
-        return _complete(left, workers, device)
+        return _complete(left, executor, workers, device)
 
     def _ids(self, forget: Split | Sequence[int] | Tensor) -> Tensor:
         if isinstance(forget, Split):
@@ -157,6 +161,7 @@ def train_sisa(
     slices: int = 1,
     seed: int = 0,
     store: Store | str | Path | None = None,
+    executor: AnyExecutor = "pool",
     workers: int | str = "auto",
     device: str | torch.device = "auto",
 ) -> SISA:
@@ -179,7 +184,7 @@ def train_sisa(
         slices: R, checkpoints of each model, ≥ 1.
         seed: decides shards, slices, initial weights and orders, in [0, 2**63).
         store: a `Store`, or its folder, which keeps every checkpoint: what is there is not trained again. None = checkpoints are in memory.
-        workers: processes on a CPU, ≥ 1, each with one thread; "auto" = one for each core. On a GPU models are trained one after another.
+        executor, workers: where and how many shards are trained at a time, as in `train_fleet`.
         device: "auto", "cpu", "cuda", …
 
     Raises:
@@ -202,7 +207,7 @@ def train_sisa(
         )
     store = store if store is None or isinstance(store, Store) else Store(store)
     whole = _rooted(train, torch.arange(len(train)))
-    return _complete(SISA(whole, build, recipe, shards, slices, seed, store, ((),) * shards, ()), workers, device)
+    return _complete(SISA(whole, build, recipe, shards, slices, seed, store, ((),) * shards, ()), executor, workers, device)
 
 
 def homes(ids: Tensor, shards: int, slices: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -221,16 +226,16 @@ def epochs_of_slices(epochs: int, slices: int) -> list[int]:
     return [b - a for a, b in itertools.pairwise(done)]
 
 
-def _complete(ensemble: SISA, workers: int | str, device: str | torch.device) -> SISA:
+def _complete(ensemble: SISA, executor: AnyExecutor, workers: int | str, device: str | torch.device) -> SISA:
     """The ensemble with the checkpoints that it lacks."""
-    device, data = resolve_device(device), ensemble.train
+    launcher, data = launcher_of(executor), ensemble.train
+    device = launcher.device_for(device)
     jobs = [job for job in _jobs(ensemble) if job.stages]
-    workers = count_workers(workers, device, jobs, data)
     checkpoints = [list(c) + [None] * (ensemble.slices - len(c)) for c in ensemble.checkpoints]
     trained = []
-    pool = ProcessPool(workers, (data,)) if workers > 1 else one_thread(SerialExecutor((data,)), device)
-    with pool as executor:
-        futures = [executor.submit(train_stages, job, str(device)) for job in jobs]
+    store = None if ensemble.store is None else ensemble.store.root
+    with launcher.launch((data,), tasks=jobs, workers=workers, device=device, store=store) as running:
+        futures = [running.submit(train_stages, job, device) for job in jobs]
         for done, (job, future) in enumerate(zip(jobs, futures, strict=True)):
             first = ensemble.slices - len(job.stages)
             checkpoints[job.shard][first:] = future.result()

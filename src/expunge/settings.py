@@ -5,13 +5,14 @@ that the library's own check names the field, its range and what was given.
 """
 
 import dataclasses
+import re
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from types import NoneType, UnionType
 from typing import Any, TypeVar
 
-from ..checks import choose
-from ..errors import ConfigError
+from .checks import choose
+from .errors import ConfigError
 
 T = TypeVar("T")
 WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
@@ -29,21 +30,38 @@ def configured(cls: type[T], texts: Sequence[str], given: Mapping[str, Any] | No
         >>> configured(Recipe, ["epochs=3", "nesterov=false"]).nesterov
         False
     """
-    fields = {field.name: field for field in dataclasses.fields(cls)}
-    title = getattr(cls, "name", cls.__name__)
-    chosen = {}
+    chosen: dict[str, str] = {}
     for text in texts:
         name, equals, value = (part.strip() for part in text.partition("="))
         if not equals:
-            raise ConfigError(f"a setting has the form field=value; got {text!r}. For {title}: {', '.join(fields)}.")
-        choose(f"setting of {title}", name, fields, f"`expunge show {title}` explains them.")
+            raise ConfigError(
+                f"a setting has the form field=value; got {text!r}. For {_title(cls)}: {', '.join(cls.__dataclass_fields__)}."
+            )
         if name in chosen:
             raise ConfigError(f"each setting must be given once; got {name} twice. Leave one out.")
-        chosen[name] = value_of(value, typing.get_type_hints(cls)[name])
+        chosen[name] = value
+    return from_table(cls, chosen, given)
+
+
+def from_table(cls: type[T], table: Mapping[str, Any], given: Mapping[str, Any] | None = None) -> T:
+    """The dataclass with these fields, values or text that means one; `given` fills others by name, as far as the class has them.
+
+    Raises: as `configured`.
+
+    Example:
+        >>> from expunge import Recipe
+        >>> from_table(Recipe, {"epochs": 3, "schedule": "step:every=2"}).schedule
+        Step(every=2, gamma=0.1, first=None)
+    """
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    hints, chosen = typing.get_type_hints(cls), {}
+    for name, value in table.items():
+        choose(f"setting of {_title(cls)}", name, fields, f"`expunge show {_title(cls)}` explains them.")
+        chosen[name] = value_of(value, hints[name]) if isinstance(value, str) else value
     values = {name: value for name, value in (given or {}).items() if name in fields} | chosen
     for field in fields.values():
         if field.name not in values and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            raise ConfigError(f"{title} needs a value for {field.name}; got none. Pass it as {field.name}=….")
+            raise ConfigError(f"{_title(cls)} needs a value for {field.name}; got none. Pass it as {field.name}=….")
     return cls(**values)
 
 
@@ -59,6 +77,10 @@ def value_of(text: str, kind: Any) -> Any:
     return text
 
 
+def _title(cls: type) -> str:
+    return getattr(cls, "name", cls.__name__)
+
+
 def _value_of(text: str, kind: Any) -> Any:
     if kind is bool:
         return WORDS.get(text.lower(), text)
@@ -67,43 +89,60 @@ def _value_of(text: str, kind: Any) -> Any:
             return kind(text)
         except ValueError:
             return text
+    if kind == tuple[int, ...]:
+        parts = [part.strip() for part in text.split(",")]
+        return tuple(map(int, parts)) if all(part.isdecimal() for part in parts) else text
     reader = _readers().get(kind)
     return reader(text) if reader else text
 
 
 def _readers() -> dict[Any, Callable[[str], Any]]:
     """How to read fields that are objects themselves."""
-    from ..attacks import ATTACKS, AdversarialSet, NearestAttack
-    from ..spectral.control import SpectralControl
-    from ..training.masks import WeightMask, load_mask
-    from ..training.recipe import Build
-    from ..training.schedules import Constant, Cosine, Schedule, Step
-    from .inputs import load_build
+    from .attacks import ATTACKS, AdversarialSet, NearestAttack
+    from .models import import_build
+    from .spectral.control import SpectralControl
+    from .training.masks import WeightMask, load_mask
+    from .training.recipe import Build, Recipe
+    from .training.schedules import SCHEDULES, Schedule
 
-    schedules = {"constant": Constant, "cosine": Cosine, "step": Step}
     return {
-        Schedule: lambda text: _named(text, "schedule", schedules, "Write it as step:every=40,gamma=0.1."),
-        NearestAttack: lambda text: _named(text, "attack", ATTACKS, "`expunge list attacks` shows all."),
+        Schedule: lambda text: named(text, "schedule", SCHEDULES, "Write it as step:every=40,gamma=0.1."),
+        Recipe: _recipe,
+        NearestAttack: lambda text: named(text, "attack", ATTACKS, "`expunge list attacks` shows all."),
         AdversarialSet: AdversarialSet.load,
         WeightMask: load_mask,
-        Build: load_build,
+        Build: import_build,
         SpectralControl: _control,
     }
 
 
+def _recipe(text: str) -> Any:
+    """The recipe of "name" or "name:field=value,…"."""
+    from .training.recipe import Recipe
+    from .training.recipes import recipe
+
+    name, _, fields = text.partition(":")
+    return configured(Recipe, _fields(fields), vars(recipe(name)))
+
+
 def _control(text: str) -> Any:
     """The control of "name" or "name:field=value,…"; a number alone is the bound of `Clip`."""
-    from ..spectral import CONTROLS
+    from .spectral import CONTROLS
 
     bound = _value_of(text, float)
     return (
         CONTROLS["clip"](max_norm=bound)
         if isinstance(bound, float)
-        else _named(text, "control", CONTROLS, "`expunge list controls` shows all.")
+        else named(text, "control", CONTROLS, "`expunge list controls` shows all.")
     )
 
 
-def _named(text: str, what: str, known: Mapping[str, type], remedy: str) -> Any:
-    """The object of "name" or "name:field=value,field=value"."""
+def named(text: str, what: str, known: Mapping[str, type], remedy: str) -> Any:
+    """The object of the registry `known` that "name" or "name:field=value,field=value" means."""
     name, _, fields = text.partition(":")
-    return configured(known[choose(what, name, known, remedy)], [part for part in fields.split(",") if part])
+    return configured(known[choose(what, name, known, remedy)], _fields(fields))
+
+
+def _fields(text: str) -> list[str]:
+    """The parts "field=value" of a text; a comma inside a value, as in "milestones=91,136", is before no field."""
+    return [part for part in re.split(r",(?=[^,=]*=|$)", text) if part]

@@ -3,8 +3,8 @@
 import pytest
 
 from expunge import AMUN, Constant, Cosine, NearestDDN, Recipe, Retrain, Step
-from expunge.cli.settings import configured, value_of
 from expunge.errors import ConfigError, MissingError
+from expunge.settings import configured, value_of
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,155 @@
+"""How much of a plan a store has, and how long the rest will take."""
+
+import statistics
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+from ..store import Store
+from ..training.fleet import TrainTask
+from ..training.recipe import Recipe, train_model
+from .plan import Plan
+from .point import Point, points
+from .work import Run, Trials, chosen, tuned_cell
+
+PROBE = 1_024  # images that a speed is measured on where the store has no model of the kind
+FORWARD = 1 / 3  # of a training pass is forward
+TRAINED = {"originals": ["originals"], "retrained models": ["retrained", "development"], "shadow models": ["shadows"]}
+
+
+@final
+@dataclass(frozen=True)
+class Kind:
+    """The cells of one kind.
+
+    Attributes:
+        name: "originals", "retrained models", "shadow models", "tuned methods", "unlearned models".
+        done, total: how many.
+        seconds: that the rest takes one worker, estimated.
+    """
+
+    name: str
+    done: int
+    total: int
+    seconds: float
+
+
+@final
+@dataclass(frozen=True)
+class Status:
+    """What `Plan.status` found. `print(status)` says it in lines."""
+
+    kinds: tuple[Kind, ...]
+
+    @property
+    def done(self) -> int:
+        return sum(kind.done for kind in self.kinds)
+
+    @property
+    def total(self) -> int:
+        return sum(kind.total for kind in self.kinds)
+
+    @property
+    def seconds(self) -> float:
+        """That the rest takes one worker, estimated; several share it."""
+        return sum(kind.seconds for kind in self.kinds)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        kinds = [{"name": k.name, "done": k.done, "total": k.total, "seconds": round(k.seconds, 1)} for k in self.kinds]
+        return {"done": self.done, "total": self.total, "seconds": round(self.seconds, 1), "kinds": kinds}
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.total} cells: {self.done} done, {self.total - self.done} to do"
+            + (f", about {duration(self.seconds)} of one worker" if self.seconds else "")
+        ]
+        return "\n".join(
+            lines + [f"  {k.name}: {k.done} of {k.total}" + (f", about {duration(k.seconds)}" if k.seconds else "") for k in self.kinds]
+        )
+
+
+def status(plan: Plan, store: Store | str | Path, *, root: str | Path = "data") -> Status:
+    """See `Plan.status`. Times come from what the store's models took; where it has none of the kind, from a few steps of a model that is thrown away."""
+    found: dict[str, list[Kind]] = {}
+    for point in points(plan, store, root):
+        for kind in _kinds(point):
+            found.setdefault(kind.name, []).append(kind)
+    merged = [
+        Kind(name, sum(k.done for k in each), sum(k.total for k in each), sum(k.seconds for k in each)) for name, each in found.items()
+    ]
+    return Status(tuple(kind for kind in merged if kind.total))
+
+
+def _kinds(point: Point) -> Iterable[Kind]:
+    pace = _Pace(point)
+    for name, kinds in TRAINED.items():
+        pairs = [pair for kind in kinds for pair in zip(point.tasks[kind], point.cells[kind], strict=True)]
+        left = [task for task, cell in pairs if not cell.done]
+        yield Kind(name, len(pairs) - len(left), len(pairs), sum(map(pace.training, left)))
+    tuned = [name for name in point.methods if point.tunes(name)]
+    waiting = [Trials(0, name) for name in tuned if not tuned_cell(point, name).done]
+    yield Kind("tuned methods", len(tuned) - len(waiting), len(tuned), sum(point.trials * pace.method(t.method) for t in waiting))
+    runs = [Run(0, name, seed) for seed in range(point.seeds) for name in point.methods]
+    left = [run for run in runs if (cell := run.cell(point)) is None or not cell.done]
+    left = [
+        run for run in left if chosen(point, run.method) or not tuned_cell(point, run.method).done
+    ]  # those that cannot be tuned are done with
+    yield Kind("unlearned models", len(runs) - len(left), len(runs), sum(pace.method(run.method) for run in left))
+
+
+class _Pace:
+    """Seconds, from what finished cells of the point took."""
+
+    def __init__(self, point: Point) -> None:
+        self.point = point
+        done = [cell for cells in point.cells.values() for cell in cells if cell.done]
+        passes = [cell.result()["n_train"] * cell.spec["recipe"]["epochs"] + FORWARD * len(point.pool) for cell in done]
+        self.paces = [cell.result()["seconds"] / n for cell, n in zip(done, passes, strict=True)]
+
+    @property
+    def image(self) -> float:
+        """Of one image, forward and backward."""
+        if not self.paces:
+            self.paces = [_measured(self.point)]
+        return statistics.median(self.paces)
+
+    def training(self, task: TrainTask) -> float:
+        return self.image * (len(task.positions) * task.recipe.epochs + FORWARD * len(self.point.pool))
+
+    def method(self, name: str) -> float:
+        """As the runs that are there took; else by the method's own count."""
+        took = [
+            cell.result().get("seconds")
+            for run in (Run(0, name, seed) for seed in range(self.point.seeds))
+            if (cell := run.cell(self.point)) and cell.done
+        ]
+        took = [seconds for seconds in took if seconds is not None]
+        if took:
+            return statistics.median(took)
+        train = self.point.split.train
+        share = len(self.point.split.forget_indices) / len(train)
+        return self.image * (self.point.methods[name].cost(share) * len(train) + FORWARD * len(self.point.pool))
+
+
+def _measured(point: Point) -> float:
+    train = point.split.train.subset(range(min(PROBE, len(point.split.train))))
+    recipe = Recipe(epochs=1, batch_size=point.recipe.batch_size, precision=point.recipe.precision)
+    train_model(point.build, train.subset(range(min(len(train), 2 * recipe.batch_size))), recipe)  # what is slow the first time
+    start = time.perf_counter()
+    train_model(point.build, train, recipe)
+    return (time.perf_counter() - start) / len(train)
+
+
+def duration(seconds: float) -> str:
+    """For people.
+
+    Example:
+        >>> duration(40), duration(1000), duration(20_000)
+        ('40 s', '17 min', '5.6 h')
+    """
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5_400 else f"{seconds / 3600:.1f} h"

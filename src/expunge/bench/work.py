@@ -1,0 +1,180 @@
+"""The cells of a plan beyond trained models: which setting a method got, what an unlearned model answers, and what the audit says about it.
+
+Each function does one cell's work unless it is done, and can run in any process that has the point.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, final
+
+from torch import Tensor
+
+from ..auditing import audit_answers
+from ..audits.compared import ORIGINAL, RETRAINED
+from ..audits.result import Audit
+from ..errors import NotFinite
+from ..methods import Method
+from ..metrics.estimate import mean_estimate
+from ..report.twins import numbered
+from ..store import Cell
+from ..stored import unlearn_stored
+from ..training.inference import logits_of
+from ..tuning import tune
+from .point import Point
+
+FAILED = "failed"  # in a result: why there is none
+REVISION = 1  # of what is kept of an audit
+
+
+@final
+@dataclass(frozen=True)
+class Trials:
+    """A method's setting is to be chosen."""
+
+    point: int
+    method: str
+
+    def cell(self, point: Point) -> Cell:
+        return tuned_cell(point, self.method)
+
+    def finish(self, cell: Cell, grid: Sequence[Point], device: str) -> None:
+        point = grid[self.point]
+        original, development = point.model("originals"), point.model("development")
+        try:
+            found = tune(
+                point.methods[self.method], original, point.split, point.validation, build=point.build, recipe=point.recipe, trials=point.trials,
+                retrained=development, store=point.store, device=device,
+            )  # fmt: skip
+        except NotFinite as error:
+            cell.finish({FAILED: str(error)})
+        else:
+            cell.finish(found.to_dict())
+
+    def __str__(self) -> str:
+        return f"tuning {self.method}"
+
+
+@final
+@dataclass(frozen=True)
+class Run:
+    """A method is to unlearn from one original; the method "original" does nothing."""
+
+    point: int
+    method: str
+    seed: int
+
+    def cell(self, point: Point) -> Cell | None:
+        """None while the method's setting is not chosen."""
+        return audited_cell(point, self.method, self.seed)
+
+    def finish(self, cell: Cell, grid: Sequence[Point], device: str) -> None:
+        point, scores = grid[self.point], None
+        if self.method != ORIGINAL:
+            scores = scores_cell(point, self.method, self.seed)
+            scores.ensure(lambda: _unlearn(scores, point, self, device))
+            if FAILED in scores.result():
+                cell.finish(scores.result())
+                return
+        logits = (scores or point.cells["originals"][self.seed]).tensors("scores")["logits"]
+        cell.finish(_kept(_audit(point, self.method, self.seed, logits), self.method) | ({} if scores is None else scores.result()))
+
+    def __str__(self) -> str:
+        return f"{self.method} on original {self.seed}"
+
+
+def _unlearn(cell: Cell, point: Point, run: Run, device: str) -> None:
+    original = point.model("originals", run.seed)
+    method = chosen(point, run.method)
+    try:
+        found = unlearn_stored(method, original, point.split, build=point.build, store=point.store, seed=run.seed, device=device)
+        logits = logits_of(found.model.to(device), point.pool)
+    except NotFinite as error:
+        cell.finish({FAILED: str(error)})
+    else:
+        cell.finish({"seconds": found.seconds, "cost": found.cost}, scores={"logits": logits})
+
+
+def chosen(point: Point, name: str) -> Method | None:
+    """The method with its tuned setting; None while that is not known, or if no setting worked."""
+    method = point.methods[name]
+    if not point.tunes(name):
+        return method
+    cell = tuned_cell(point, name)
+    if not cell.done or FAILED in cell.result():
+        return None
+    return replace(method, **{cell.result()["field"]: cell.result()["best"]})
+
+
+def tuned_cell(point: Point, name: str) -> Cell:
+    (original, *_), (development,) = point.cells["originals"], point.cells["development"]
+    spec = {
+        "method": point.methods[name], "original": original.folder.name, "development": development.folder.name,
+        "validation": point.validation.fingerprint, "trials": point.trials,
+    }  # fmt: skip
+    return point.store.cell("tuned", spec | _forgotten(point))
+
+
+def scores_cell(point: Point, name: str, seed: int) -> Cell | None:
+    method = chosen(point, name)
+    if method is None:
+        return None
+    original = point.cells["originals"][seed]
+    spec = {"method": method, "original": original.folder.name, "seed": seed, "pool": point.pool.fingerprint}
+    return point.store.cell("scores", spec | _forgotten(point))
+
+
+def audited_cell(point: Point, name: str, seed: int) -> Cell | None:
+    source = point.cells["originals"][seed] if name == ORIGINAL else scores_cell(point, name, seed)
+    if source is None:
+        return None
+    spec = {
+        "model": source.folder.name, "retrained": [cell.folder.name for cell in _order(point, seed)],
+        "shadows": [cell.folder.name for cell in point.cells["shadows"]], "attacks": point.attacks, "held_out": point.held_out, "revision": REVISION,
+    }  # fmt: skip
+    return point.store.cell("audited", spec | _forgotten(point))
+
+
+def _forgotten(point: Point) -> dict[str, Any]:
+    return {"forget": point.split.forget_indices, "forget_classes": point.split.forget_classes}
+
+
+def _order(point: Point, seed: int) -> list[Cell]:
+    """The retrained models, the yardstick first. A method is compared with each retrained model in turn, so that the yardstick's own luck averages out."""
+    cells = point.cells["retrained"]
+    at = seed % len(cells)
+    return cells[at:] + cells[:at]
+
+
+def _audit(point: Point, name: str, seed: int, logits: Tensor) -> Audit:
+    audited = point.audited(point.shadow_models())
+    answers = {name: logits}
+    for k, cell in enumerate(_order(point, seed)):
+        answers[numbered(RETRAINED, k)] = cell.tensors("scores")["logits"]
+    return audit_answers({each: point.by_group(z, audited) for each, z in answers.items()}, audited, attacks=point.attacks)
+
+
+def _kept(audit: Audit, name: str) -> dict[str, Any]:
+    """What tables need of an audit: the model's numbers, the yardstick's, and the null floor."""
+    found = audit.to_dict()
+
+    def of(model: str) -> Mapping[str, Any]:
+        attacks = [{key: row[key] for key in ("attack", "auc", "tpr", "fpr")} for row in found["attacks"] if row["model"] == model]
+        row = next(row for row in found["models"] if row["name"] == model)
+        answers = [row for answers in found["classes"] for row in answers["rows"] if row["model"] == model]
+        return {key: row[key] for key in ("forget", "forget_test", "retain", "test", "gaps")} | {"attacks": attacks} | _of_classes(answers)
+
+    return {"model": of(name), "yardstick": of(RETRAINED), "floor": found["floor"], "sizes": found["sizes"], "flags": found["flags"]}
+
+
+def _of_classes(rows: list[Mapping[str, Any]]) -> dict[str, Any]:
+    """How far a model's answers on unseen images of forgotten classes are from retraining's; of several classes the mean."""
+    distances = [row["distance"] for row in rows if row["distance"]]
+    neighbours = [row["neighbour"]["gap"] for row in rows if row["neighbour"] and row["neighbour"]["gap"]]
+    return {key: _mean(found) for key, found in (("distance", distances), ("mia_nn_gap", neighbours)) if found}
+
+
+def _mean(estimates: list[Mapping[str, Any]]) -> Mapping[str, Any]:
+    values = [e["value"] for e in estimates]
+    if len(estimates) == 1 or None in values:
+        return estimates[0]
+    return mean_estimate(values).to_dict()
