@@ -24,7 +24,7 @@ from ..rng import permutation
 from ..store import Cell, Store
 from ..training.fleet import TrainTask, fleet_cells, load_trained
 from ..training.recipe import Build, Recipe
-from ..training.shadow import ShadowModels, shadow_tasks, train_shadow_models
+from ..training.shadow import shadow_tasks, train_shadow_models
 from ..tuning import development_split, tuned_field
 from .plan import Data, Plan
 
@@ -108,22 +108,23 @@ class Point:
         """One of the models that were trained from scratch."""
         return load_trained(self.cells[kind][k], self.build)
 
-    def shadow_models(self, **where: Any) -> ShadowModels | None:
-        """Trained where the store does not have them."""
-        if not self.n_shadows:
-            return None
-        return train_shadow_models(self.build, self.split.train, self.test, n=self.n_shadows, recipe=self.recipe, store=self.store, **where)
-
-    def audited(self, shadows: ShadowModels | None) -> Audited:
+    @cached_property
+    def audited(self) -> Audited:
+        """The samples of the audits, and what the shadow models, which must be trained, answer on them; read once in a process."""
+        shadows = None
+        if self.n_shadows:
+            shadows = train_shadow_models(
+                self.build, self.split.train, self.test, n=self.n_shadows, recipe=self.recipe, store=self.store, workers=1
+            )
         return audited_samples(self.split, self.test.subset(self.held_out), shadows)
 
-    def by_group(self, logits: Tensor, audited: Audited) -> dict[str, Tensor]:
+    def by_group(self, logits: Tensor) -> dict[str, Tensor]:
         """What a model answers on the pool, (N, K), cut into the groups of the audit."""
         n, held_out = len(self.split.train), self.held_out
         forgotten = torch.isin(self.test.labels[held_out], torch.tensor(self.split.forget_classes, dtype=torch.int64))
         at = {"forget": self.split.forget_indices, "retain": self._retain(self.split)}
         at |= {"forget_test": n + held_out[forgotten], "test": n + held_out[~forgotten]}
-        return {group: logits[at[group]] for group in audited.labels}
+        return {group: logits[at[group]] for group in self.audited.labels}
 
 
 def points(plan: Plan, store: Store | str | Path, root: str | Path) -> list[Point]:

@@ -146,11 +146,10 @@ def _order(point: Point, seed: int) -> list[Cell]:
 
 
 def _audit(point: Point, name: str, seed: int, logits: Tensor) -> Audit:
-    audited = point.audited(point.shadow_models())
     answers = {name: logits}
     for k, cell in enumerate(_order(point, seed)):
         answers[numbered(RETRAINED, k)] = cell.tensors("scores")["logits"]
-    return audit_answers({each: point.by_group(z, audited) for each, z in answers.items()}, audited, attacks=point.attacks)
+    return audit_answers({each: point.by_group(z) for each, z in answers.items()}, point.audited, attacks=point.attacks)
 
 
 def _kept(audit: Audit, name: str) -> dict[str, Any]:
