@@ -2,7 +2,7 @@
 
     python benchmarks/recovery.py --kills 100           # some twenty minutes on two quiet cores
 
-Plan: a small `Demo` (originals, retrained and shadow models, unlearning, the audit) runs once undisturbed. Then the same command runs on a fresh store with one or two workers (drawn), in a
+Plan: a small benchmark (`expunge.Plan`: originals, retrained and shadow models, four methods that are tuned, unlearning, audits) runs once undisturbed. Then the same command runs on a fresh store with one or two workers (drawn), in a
 process group of its own that is killed with signal 9, and is started again, until it ends; then again on another fresh store, until there were as many kills as asked for, and the last
 run is left alone. A life is killed when it has spent a random CPU time since it first touched the store (importing torch is no work): uniform between nothing and a tenth of what the undisturbed
 run took, so that other work on the machine does not shift the moments. Every third one is killed at the moment after that at which a file of a result appears, so that writing is hit too, which takes
@@ -31,12 +31,13 @@ from expunge.provenance import provenance
 
 CODE = """
 import sys
-from expunge.demo import Demo
-from expunge import AMUN, FineTune, NegGradPlus, RandomLabel, Recipe
+from expunge import AMUN, FineTune, ForgetRandom, NegGradPlus, Plan, RandomLabel, Recipe
 if __name__ == "__main__":
-    methods = {"AMUN": AMUN(epochs=3), "FineTune": FineTune(epochs=10), "NegGradPlus": NegGradPlus(epochs=3), "RandomLabel": RandomLabel(epochs=5)}
-    demo = Demo(n_shadows=16, n_retrained=3, recipe=Recipe(epochs=8, batch_size=64), methods=methods)
-    demo.run(sys.argv[1], workers=int(sys.argv[2]), device="cpu")
+    plan = Plan(
+        methods=[AMUN(epochs=3), FineTune(epochs=10), NegGradPlus(epochs=3), RandomLabel(epochs=5)], data="digits", arch="small",
+        recipe=Recipe(epochs=8, batch_size=64), forget=ForgetRandom(n=100), seeds=2, shadows=8, tuning=2,
+    )
+    plan.run(sys.argv[1], workers=int(sys.argv[2]), device="cpu")
 """
 SHARE, POLL = 10, 0.002  # of the undisturbed run's work, the longest life; seconds between looks
 VOLATILE = {"seconds", "peak_memory", "date", "created"}  # in results: what two undisturbed runs do not share either

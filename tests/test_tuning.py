@@ -68,8 +68,9 @@ def test_it_cannot_pretend_with_too_little(problem):
     _, train, _ = problem
     with pytest.raises(DataError, match="no retain samples"):
         development_split(forget_only(train.subset(range(10))))
-    with pytest.raises(DataError, match="more retain samples than the 300"):
-        development_split(forget_random(train, 300))
+    assert len(development_split(forget_random(train, 300)).forget_indices) == 50  # half of what is retained
+    with pytest.raises(DataError, match="at least 2 retain samples"):
+        development_split(forget_random(train, len(train) - 1))
     with pytest.raises(DataError, match="more other classes than the 5"):
         development_split(forget_classes(train, [0, 1, 2, 3, 4]))
 

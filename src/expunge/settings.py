@@ -57,7 +57,7 @@ def from_table(cls: type[T], table: Mapping[str, Any], given: Mapping[str, Any] 
     hints, chosen = typing.get_type_hints(cls), {}
     for name, value in table.items():
         choose(f"setting of {_title(cls)}", name, fields, f"`expunge show {_title(cls)}` explains them.")
-        chosen[name] = value_of(value, hints[name]) if isinstance(value, str) else value
+        chosen[name] = value_of(value, hints[name]) if isinstance(value, str) else _as_float(value, hints[name])
     values = {name: value for name, value in (given or {}).items() if name in fields} | chosen
     for field in fields.values():
         if field.name not in values and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
@@ -75,6 +75,12 @@ def value_of(text: str, kind: Any) -> Any:
         if value is not text:
             return value
     return text
+
+
+def _as_float(value: Any, kind: Any) -> Any:
+    """5 where 5.0 is meant: a spec tells them apart."""
+    kinds = typing.get_args(kind) or (kind,)
+    return float(value) if type(value) is int and float in kinds and int not in kinds else value
 
 
 def _title(cls: type) -> str:

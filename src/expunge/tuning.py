@@ -114,7 +114,7 @@ def tune(
 ) -> Tuning:
     """Chooses one setting of a method, without the model that is retrained without the forget set.
 
-        D_P ⊂ D_R, as large as D_F and of its kind: random samples, or as many other whole classes
+        D_P ⊂ D_R, as large as D_F (at most half of D_R) and of its kind: random samples, or as many other whole classes
         θ_P = trained on D \\ D_P                                  once for a model, whatever is tuned
         x₀ = the setting as it is;  try x₀, √10 x₀, x₀/√10, go on from the best of them, with √10 for √√10 where both neighbours are worse,
         until the trials are used up
@@ -173,7 +173,7 @@ def tune(
 
 
 def development_split(split: Split, seed: int = 0) -> Split:
-    """A forget set to practise on: of the retain samples, as many as are to be forgotten, or as many whole classes.
+    """A forget set to practise on: of the retain samples, as many as are to be forgotten but at most half, or as many whole classes.
 
     Args:
         seed: in [0, 2**63).
@@ -196,14 +196,13 @@ def development_split(split: Split, seed: int = 0) -> Split:
             )
         order = permutation(len(others), derive(seed, 1))[: len(split.forget_classes)]
         return forget_classes(split.train, [others[k] for k in order.tolist()])
-    if len(retain) <= len(split.forget_indices):
-        raise DataError(
-            f"tuning needs more retain samples than the {len(split.forget_indices)} to forget; got {len(retain)}. Choose the setting yourself."
-        )
+    n = min(len(split.forget_indices), len(retain) // 2)  # something must be left to retain
+    if n == 0:
+        raise DataError(f"tuning needs at least 2 retain samples; got {len(retain)}. Choose the setting yourself.")
     mask = torch.ones(len(split.train), dtype=torch.bool)
     mask[split.forget_indices] = False
     positions = mask.nonzero().flatten()
-    return forget_samples(split.train, positions[permutation(len(positions), derive(seed, 1))[: len(split.forget_indices)]])
+    return forget_samples(split.train, positions[permutation(len(positions), derive(seed, 1))[:n]])
 
 
 def tuned_field(method: Method, field: str | None = None) -> str:

@@ -1,12 +1,16 @@
 """A plan as a value, and as a TOML file."""
 
+import dataclasses
 import pathlib
 
 import pytest
+import torch
 
 import expunge
 from expunge import AMUN, RMIA, FineTune, LossThreshold, Recipe
 from expunge.bench import ForgetClasses, ForgetRandom, ForgetSamples, Plan, read_plan
+from expunge.bench.point import points
+from expunge.data.images import ImageData
 from expunge.errors import ConfigError, MissingError
 from expunge.training.recipes import recipe
 
@@ -148,3 +152,20 @@ def test_the_plans_of_the_repository_can_be_read_and_quote_papers_in_columns_tha
     quoted = {column for name, columns in found.paper.items() if name != "source" for column in columns}
     assert quoted <= COLUMNS
     assert found.paper["source"]
+
+
+@pytest.mark.parametrize("file", PLANS, ids=lambda file: file.stem)
+@pytest.mark.parametrize("scale", [None, "cpu"])
+def test_everything_that_the_plans_of_the_repository_train_can_be_laid_out(file, scale, tmp_path):
+    names = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+    pair = tuple(ImageData(torch.zeros(n, 3, 32, 32, dtype=torch.uint8), torch.arange(n) % 10, names) for n in (60, 40))
+    found = dataclasses.replace(read_plan(file, scale), data=pair, n_train=None, arch="small")
+    for point in points(found, tmp_path, "nowhere"):
+        assert all(len(task.positions) for tasks in point.tasks.values() for task in tasks)
+
+
+def test_a_whole_number_in_a_file_is_the_number_that_is_meant(tmp_path):
+    assert read_plan(written(tmp_path, TOML.replace("lr = 0.02", "lr = 1"))).methods["amun"] == AMUN(
+        lr=1.0, attack=expunge.NearestDDN(steps=7)
+    )
+    assert isinstance(read_plan(written(tmp_path, TOML.replace("lr = 0.02", "lr = 1"))).methods["amun"].lr, float)

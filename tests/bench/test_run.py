@@ -9,10 +9,10 @@ import torch
 
 import expunge
 from bench_plans import METHODS, small_plan
-from expunge import RMIA, FineTune, ForgetClasses, LossThreshold
+from expunge import RMIA, FineTune, ForgetClasses, ForgetRandom, LossThreshold
 from expunge.bench import status as status_module
 from expunge.bench.point import points
-from expunge.bench.work import chosen
+from expunge.bench.work import Run, chosen
 from expunge.errors import ConfigError, DataError
 
 
@@ -55,7 +55,7 @@ def test_a_method_that_diverges_is_said_to_and_the_others_are_kept(finished):
     row = results.points[0]["worse"]
     assert row.problem == "diverged with every setting that was tried"
     assert row.columns == {}
-    assert results.done == results.total == 4
+    assert results.done == results.total == 6
     assert results.points[0]["fine_tune"].seeds == 2
     assert "diverged with every setting" in str(results)
 
@@ -85,26 +85,26 @@ def test_a_larger_plan_reuses_what_a_smaller_one_made(finished, monkeypatch):
 
 def test_the_status_counts_what_there_is_and_trains_nothing(tmp_path, finished, monkeypatch):
     plan, store, _ = finished
-    monkeypatch.setattr(status_module, "_measured", lambda point: 0.001)
+    monkeypatch.setattr(status_module, "_measured", lambda point, device: 0.001)
     empty = plan.status(tmp_path)
     assert not list(tmp_path.rglob("*"))
     assert {kind.name: (kind.done, kind.total) for kind in empty.kinds} == {
-        "originals": (0, 2), "retrained models": (0, 3), "shadow models": (0, 4), "tuned methods": (0, 2), "unlearned models": (0, 4),
+        "originals": (0, 2), "retrained models": (0, 3), "shadow models": (0, 4), "tuned methods": (0, 2), "audited models": (0, 6),
     }  # fmt: skip
     shadow = next(kind for kind in empty.kinds if kind.name == "shadow models")
     assert shadow.seconds == pytest.approx(4 * 0.001 * (1097 / 2 * 2 + 1097 / 3), rel=0.01)
     full = plan.status(store)
-    assert (full.done, full.total, full.seconds) == (15, 15, 0)
-    assert str(full).startswith("15 cells: 15 done, 0 to do")
+    assert (full.done, full.total, full.seconds) == (17, 17, 0)
+    assert str(full).startswith("17 cells: 17 done, 0 to do")
 
 
 def test_before_anything_ran_the_results_say_what_is_missing(tmp_path):
     results = small_plan().results(tmp_path)
-    assert (results.done, results.total) == (0, 4)
+    assert (results.done, results.total) == (0, 6)
     assert {row.name: row.problem for row in results.points[0].rows} == dict.fromkeys(
         ("retrained", "original", "fine_tune", "worse"), "not there yet"
     )
-    assert "4 of 4 unlearned models are not there yet" in str(results)
+    assert "6 of 6 audited models are not there yet" in str(results)
 
 
 def test_two_workers_give_the_same_numbers_as_one(finished, tmp_path):
@@ -180,11 +180,91 @@ def test_the_floor_spans_all_yardsticks(finished):
     assert floor.low < floor.high
 
 
+def test_the_floor_does_not_grow_with_the_number_of_retrained_models(finished):
+    """It is the mean over pairs, each model as the yardstick of others, and not the largest gap."""
+    _, store, _ = finished
+    plan = small_plan(tuning=0, seeds=2, retrained=3, methods={"fine_tune": FineTune(epochs=1)}, attacks=[LossThreshold()])
+    floor = plan.run(store, workers=1, device="cpu").points[0]["retrained"]
+    (point,) = points(plan, store, "data")
+    gaps = []
+    for first in range(2):
+        models = [point.model("retrained", k) for k in (first, *(k for k in range(3) if k != first))]
+        audit = expunge.audit({"retrained": models}, point.split, point.test, attacks=[LossThreshold()], device="cpu")
+        gaps += [row.gaps.average.value for row in audit.models if row.gaps]
+    assert floor.columns["average gap"].value == pytest.approx(statistics.mean(gaps))
+
+
+def test_retrained_models_count_once_however_many_originals_there_are(finished):
+    _, store, _ = finished
+    row = (
+        small_plan(tuning=0, seeds=3, retrained=2, methods={"fine_tune": FineTune(epochs=1)})
+        .run(store, workers=1, device="cpu")
+        .points[0]["retrained"]
+    )
+    assert row.seeds == 2
+    assert row.columns["test"].n == 2
+
+
+class Refuses(expunge.Method):
+    """A method that finds the data unsuitable."""
+
+    name, paper, retain, tunes = "refuses", "none", "none", None
+
+    def cost(self, forget):
+        return 1.0
+
+    def run(self, model, split):
+        raise DataError("these images do not suit it")
+
+
+def test_a_method_that_cannot_do_what_it_is_asked_for_says_why_and_the_others_go_on(finished):
+    _, store, _ = finished
+    results = small_plan(tuning=0, methods={"refuses": Refuses(), "fine_tune": FineTune(epochs=1)}).run(store, workers=1, device="cpu")
+    assert results.points[0]["refuses"].problem == "failed (these images do not suit it) in 2 of 2 runs"
+    assert results.points[0]["fine_tune"].seeds == 2
+
+
+def test_a_run_that_was_stopped_between_two_files_ends_with_the_same_numbers(finished, tmp_path):
+    """Killed after a model answered and before it was audited, and after a setting was chosen: what is left is used."""
+    plan, store, results = finished
+    shutil.copytree(store, tmp_path / "store")
+    for cell in (tmp_path / "store" / "audited").iterdir():
+        (cell / "result.json").unlink()
+    scores = files(tmp_path / "store" / "scores")
+    partial = plan.results(tmp_path / "store")
+    assert partial.done == 2  # the method that cannot be tuned
+    again = plan.run(tmp_path / "store", workers=1, device="cpu")
+    assert again.to_dict()["points"] == results.to_dict()["points"]
+    assert files(tmp_path / "store" / "scores") == scores
+
+
+def test_a_row_with_seeds_missing_says_so(finished, tmp_path):
+    plan, store, _ = finished
+    shutil.copytree(store, tmp_path / "store")
+    (point,) = points(plan, tmp_path / "store", "data")
+    for path in Run(0, "fine_tune", 1).cell(point).folder.iterdir():
+        path.unlink()
+    assert "fine_tune (1 of 2 seeds)" in str(plan.results(tmp_path / "store"))
+
+
+def test_points_share_models_and_the_status_counts_them_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(status_module, "_measured", lambda point, device: 0.001)
+    status = small_plan(forget=[ForgetRandom(n=30), ForgetRandom(n=60)]).status(tmp_path)
+    assert {kind.name: kind.total for kind in status.kinds}["originals"] == 2
+    assert {kind.name: kind.total for kind in status.kinds}["shadow models"] == 4
+
+
+def test_a_store_is_found_from_other_folders():
+    (point,) = points(small_plan(), "runs", "data")
+    assert point.store.root.is_absolute()
+    assert point.cells["originals"][0].folder.is_absolute()
+
+
 def test_progress_is_passed_on_and_watched(finished):
     plan, store, _ = finished
     seen = []
     plan.run(store, workers=1, device="cpu", watch=seen.append)
-    assert all(result.total == 4 for result in seen)
+    assert all(result.total == 6 for result in seen)
 
 
 def test_random_training_images_are_the_same_for_every_plan():

@@ -43,7 +43,7 @@ def printed(plan, expunge):
 
 def test_a_dry_run_counts_and_trains_nothing(plan, expunge, tmp_path):
     out = expunge("bench", plan[0], "--store", tmp_path / "none", "--dry-run").stdout
-    assert out.startswith("4 cells: 0 done, 4 to do, about ")
+    assert out.startswith("5 cells: 0 done, 5 to do, about ")
     assert not (tmp_path / "none").exists()
 
 
@@ -62,17 +62,17 @@ def test_report_says_the_same_as_json(plan, printed, expunge):
     found = json.loads(expunge("report", file, "--store", store, "--json").stdout)
     expected = read_plan(file).results(store).to_dict()
     assert found["points"] == json.loads(json.dumps(expected["points"]))
-    assert (found["done"], found["total"]) == (1, 1)
+    assert (found["done"], found["total"]) == (2, 2)
 
 
 def test_the_status_as_json(plan, printed, expunge):
     found = json.loads(expunge("bench", plan[0], "--store", plan[1], "--dry-run", "--json").stdout)
-    assert (found["done"], found["total"]) == (4, 4)
+    assert (found["done"], found["total"]) == (5, 5)
 
 
 def test_a_report_of_nothing_says_so(plan, expunge, tmp_path):
     out = expunge("report", plan[0], "--store", tmp_path).stdout
-    assert "not there yet" in out and "1 of 1 unlearned models are not there yet" in out
+    assert "not there yet" in out and "2 of 2 audited models are not there yet" in out
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,7 @@ def read_plan(path: str | Path, scale: str | None = None) -> Plan:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         raise ConfigError(f"a plan must be a TOML file; got {path}, which is none: {error}. Correct it.") from None
     scales = table.pop("scales", {})
+    _table(scales, "scales")
     if scale is not None:
         other = scales[choose("scale", scale, scales, f"{path} names its scales under [scales].")]
         table |= other | {"methods": table.get("methods", {}) | other.get("methods", {})}
@@ -83,7 +84,9 @@ def _plan(table: dict[str, Any], path: Path) -> Plan:
         "methods": lambda methods: {name: _method(name, fields) for name, fields in _table(methods, "methods").items()},
         "recipe": lambda value: _each(_recipe, value),
         "forget": lambda value: _each(_forget, value),
-        "attacks": lambda texts: [named(text, "audit", AUDITS, "`expunge list audits` shows all.") for text in texts],
+        "attacks": lambda texts: [
+            named(text, "audit", AUDITS, "`expunge list audits` shows all.") for text in ([texts] if isinstance(texts, str) else texts)
+        ],
         "augment": lambda fields: from_table(Augment, _table(fields, "augment")),
     }
     return Plan(**{name: readers[name](value) if name in readers else value for name, value in table.items()})

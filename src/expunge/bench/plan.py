@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 Data = str | tuple[Samples, Samples]
 AXES = ("data", "arch", "recipe", "forget")  # of the grid
+COLUMNS = ("average gap", "forget", "forget test", "retain", "test", "TV distance", "MIA-NN gap")
 
 
 @final
@@ -110,14 +111,18 @@ class Plan:
         """All combinations of data, architecture, recipe and forget set, the last one changing fastest."""
         return [dict(zip(AXES, values, strict=True)) for values in itertools.product(*(_listed(getattr(self, axis)) for axis in AXES))]
 
-    def status(self, store: Store | str | Path, *, root: str | Path = "data") -> "Status":
+    def columns(self) -> list[str]:
+        """Names of the columns that tables of this plan may have."""
+        return [*COLUMNS, *(f"{type(attack).__name__} AUC" for attack in self.attacks)]
+
+    def status(self, store: Store | str | Path, *, root: str | Path = "data", device: Any = "auto") -> "Status":
         """What there is to do, what the store has of it, and how long the rest takes. Trains nothing.
 
         Raises: as `run`.
         """
         from .status import status
 
-        return status(self, store, root=root)
+        return status(self, store, root=root, device=device)
 
     def run(
         self,

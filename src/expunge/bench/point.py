@@ -40,12 +40,13 @@ class Point:
     Attributes:
         title: of data, architecture and forget set.
         split: what is forgotten of the training set.
-        test: all test images, which shadow models may be trained on; validation: those for tuning; held_out: those of the audit.
+        test: all test images, which shadow models may be trained on; pool: training and test images, all of which every model answers; validation: those for tuning; held_out: those of the audit.
     """
 
     title: str
     split: Split
     test: Samples
+    pool: Samples
     build: Build
     recipe: Recipe
     methods: dict[str, Method]
@@ -57,17 +58,12 @@ class Point:
     store: Store
 
     @cached_property
-    def pool(self) -> Samples:
-        """Training and test images; every model of the point answers all of them."""
-        return pool(self.split.train, self.test)
-
-    @cached_property
     def validation(self) -> Samples:
         return self.test.subset(range(0, len(self.test), VALIDATION))
 
     def tunes(self, name: str) -> bool:
         """Whether a setting of this method is chosen by `tune`."""
-        return bool(self.trials) and self.methods[name].tunes is not None
+        return bool(self.trials) and name in self.methods and self.methods[name].tunes is not None
 
     @cached_property
     def held_out(self) -> Tensor:
@@ -134,11 +130,13 @@ def points(plan: Plan, store: Store | str | Path, root: str | Path) -> list[Poin
         MissingError, DataError, ConfigError: no such data or architecture, or a forget set that does not fit.
     """
     store, loaded = store if isinstance(store, Store) else Store(Path(store)), {}
+    store = replace(store, root=store.root.absolute())  # workers may be in another folder
     found = []
     for values in plan.grid():
         if id(values["data"]) not in loaded:
-            loaded[id(values["data"])] = _load(values["data"], plan, root)
-        train, test = loaded[id(values["data"])]
+            pair = _load(values["data"], plan, root)
+            loaded[id(values["data"])] = (*pair, pool(*pair))
+        train, test, both = loaded[id(values["data"])]
         arch = values["arch"]
         build = arch if callable(arch) else import_build(arch) if ":" in arch else architecture(arch, train)
         split = values["forget"](train)
@@ -147,6 +145,7 @@ def points(plan: Plan, store: Store | str | Path, root: str | Path) -> list[Poin
                 title=_title(values, len(train)),
                 split=split,
                 test=test,
+                pool=both,
                 build=build,
                 recipe=values["recipe"],
                 methods=dict(plan.methods),

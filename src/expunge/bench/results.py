@@ -34,7 +34,7 @@ class Row:
         columns: "average gap", accuracies by group, AUC by attack ("RMIA AUC"), as fractions; for retraining, the average gap is the null floor.
         gaps: the average gap of each seed. seeds: how many there are by now.
         epochs: passes over the training set, counted. seconds: median. settings: repr of the method.
-        tuned: what `tune` chose and tried. paper: published values by column. problem: why there are no numbers (diverged, or not there yet).
+        tuned: what `tune` chose and tried. paper: published values by column. problem: why there are no numbers (diverged, failed, or not there yet). planned: seeds of the plan.
     """
 
     name: str
@@ -47,6 +47,7 @@ class Row:
     tuned: dict[str, Any] | None = None
     paper: Mapping[str, str] = field(default_factory=dict)
     problem: str | None = None
+    planned: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -78,8 +79,6 @@ class PointResults:
 
     def ordered(self, sort: str = AVERAGE_GAP) -> list[Row]:
         """Retraining and the original first, then the methods by this column, those without a number last."""
-        known = dict.fromkeys(name for row in self.rows for name in row.columns)
-        choose("column", sort, known or [sort], "")
         ends = [row for row in self.rows if row.name in (RETRAINED, ORIGINAL)]
         methods = [row for row in self.rows if row not in ends]
         has = [row for row in methods if sort in row.columns and row.columns[sort].supported]
@@ -97,7 +96,8 @@ class PointResults:
         if row.problem and columns:
             shown[0] = row.problem
         cost = ["-" if row.epochs is None else f"{row.epochs:.3g}", "-" if row.seconds is None else f"{row.seconds:.0f}"]
-        name = f"{row.name} (gap: floor)" if row.name == RETRAINED else row.name
+        partial = row.planned is not None and 0 < row.seeds < row.planned
+        name = row.name + (" (gap: floor)" if row.name == RETRAINED else f" ({row.seeds} of {row.planned} seeds)" if partial else "")
         found = [[name, *shown, *cost, "yes" if row.name in self.ties else ""]]
         return found + ([[f"  {row.name}, paper", *(row.paper.get(name, "") for name in columns), "", "", ""]] if row.paper else [])
 
@@ -115,9 +115,19 @@ class Results:
     provenance: dict[str, Any] = field(default_factory=provenance)
 
     def table(self, sort: str = AVERAGE_GAP) -> str:
-        """All tables as text, methods ordered by a column."""
+        """All tables as text, methods ordered by a column.
+
+        Raises:
+            MissingError: no table has this column.
+        """
+        self.check_column(sort)
         parts = ["\n".join(lines(point.table(sort))) for point in self.points]
         return "\n\n".join([*parts, "\n".join(self.notes())])
+
+    def check_column(self, name: str) -> None:
+        """Raises MissingError if no table has this column."""
+        known = dict.fromkeys(column for point in self.points for row in point.rows for column in row.columns)
+        choose("column", name, known or [name], "")
 
     def notes(self) -> list[str]:
         """What belongs under the tables."""
@@ -128,9 +138,9 @@ class Results:
         if self.source:
             notes.append(f"Paper: {self.source}.")
         if self.done < self.total:
-            notes.append(f"{self.total - self.done} of {self.total} unlearned models are not there yet; run the plan again to continue.")
-        flags = {flag["name"]: flag["message"] for point in self.points for flag in point.flags}
-        return notes + [f"! {name}: {message}" for name, message in flags.items()]
+            notes.append(f"{self.total - self.done} of {self.total} audited models are not there yet; run the plan again to continue.")
+        flags = {(flag["name"], flag["message"]): None for point in self.points for flag in point.flags}
+        return notes + [f"! {name}: {message}" for name, message in flags]
 
     def __str__(self) -> str:
         return self.table()
@@ -170,7 +180,7 @@ def results(plan: Plan, store: Store | str | Path, *, root: str | Path = "data")
 
 def collect(plan: Plan, grid: Sequence[Point]) -> Results:
     """The results of points that are loaded already."""
-    runs = [(point, Run(0, name, seed)) for point in grid for seed in range(point.seeds) for name in point.methods]
+    runs = [(point, Run(0, name, seed)) for point in grid for seed in range(point.seeds) for name in (ORIGINAL, *point.methods)]
     done = sum(_done(run.cell(point)) or _untunable(point, run.method) is not None for point, run in runs)
     return Results(plan.title, [_point(point, plan.paper) for point in grid], done, len(runs), plan.paper.get("source"))
 
@@ -178,12 +188,26 @@ def collect(plan: Plan, grid: Sequence[Point]) -> Results:
 def _point(point: Point, paper: Mapping[str, Any]) -> PointResults:
     found = {name: _results(point, name) for name in (ORIGINAL, *point.methods)}
     audits = [result for each in found.values() for result in each if FAILED not in result]
-    rows = [_reference(found[ORIGINAL], paper.get(RETRAINED, {}))]
+    rows = [_reference(audits, paper.get(RETRAINED, {}))]
     rows += [_row(point, name, each, paper.get(name, {})) for name, each in found.items()]
     gaps = {row.name: row.gaps for row in rows if row.name in point.methods and len(row.gaps) == point.seeds}
     ties = ties_with_best(gaps) if len(gaps) > 1 and point.seeds > 1 else []
-    flags = {flag["name"]: flag for result in audits for flag in result["flags"]}
-    return PointResults(point.title, rows, ties, audits[0]["sizes"] if audits else {}, list(flags.values()))
+    return PointResults(point.title, rows, ties, audits[0]["sizes"] if audits else {}, _flags(audits))
+
+
+def _flags(audits: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """Each flag once, with the message of the first audit that raised it, and how many did."""
+    raised: dict[str, list[str]] = {}
+    for audit in audits:
+        for flag in (*audit.get("warned", ()), *audit["flags"]):
+            raised.setdefault(flag["name"], []).append(flag["message"])
+    return [
+        {
+            "name": name,
+            "message": messages[0] + (f" (And in {len(messages) - 1} more of {len(audits)} audits.)" if len(messages) > 1 else ""),
+        }
+        for name, messages in raised.items()
+    ]
 
 
 def _results(point: Point, name: str) -> list[dict[str, Any]]:
@@ -197,32 +221,36 @@ def _done(cell: Cell | None) -> bool:
 
 def _reference(audits: Sequence[Mapping[str, Any]], paper: Mapping[str, str]) -> Row:
     """Retraining: each retrained model is the yardstick in turn; its average gap is the floor."""
-    columns = {AVERAGE_GAP: _floor([audit["floor"] for audit in audits])} if audits else {}
+    yardsticks = {
+        json.dumps(audit["yardstick"], sort_keys=True): audit for audit in audits
+    }.values()  # each once, however many models it judged
+    columns = {AVERAGE_GAP: _floor([twin for audit in yardsticks for twin in audit["twins"]])} if audits else {}
     return Row(
         RETRAINED,
-        len(audits),
-        columns | _columns([audit["yardstick"] for audit in audits]),
+        len(yardsticks),
+        columns | _columns([audit["yardstick"] for audit in yardsticks]),
         paper=paper,
         problem=None if audits else "not there yet",
     )
 
 
 def _floor(floors: Sequence[Mapping[str, Any]]) -> Estimate:
-    """Floors against several yardsticks share models, so that their spread is no standard error: the interval runs from the lowest end to the highest."""
+    """How far retrained models are from one another, the mean over pairs. Pairs share models, so that their spread is no standard error: the interval runs from the lowest end to the highest."""
     ends = [[floor[key] for floor in floors] for key in ("value", "low", "high")]
     return Estimate(
         statistics.fmean(ends[0]),
         min(ends[1]),
         max(ends[2]),
         len(floors),
-        "from the lowest end of the yardsticks' intervals to the highest",
+        "mean over pairs of retrained models; from the lowest end of their intervals to the highest",
     )
 
 
 def _row(point: Point, name: str, audits: Sequence[Mapping[str, Any]], paper: Mapping[str, str]) -> Row:
     method = None if name == ORIGINAL else chosen(point, name)
     problem = _problem(point, name, audits)
-    audits = [audit for audit in audits if FAILED not in audit]
+    broken = problem is not None and audits and any(FAILED in audit for audit in audits)
+    audits = [] if broken else audits  # the mean of the runs that are left is not the method's
     models = [audit["model"] for audit in audits]
     gaps = [model["gaps"]["average"] for model in models]
     tuned = tuned_cell(point, name).result() if method is not None and method is not point.methods[name] else None
@@ -230,17 +258,23 @@ def _row(point: Point, name: str, audits: Sequence[Mapping[str, Any]], paper: Ma
         name=name, seeds=len(audits), columns=({AVERAGE_GAP: _over(gaps)} if gaps else {}) | _columns(models), gaps=[gap["value"] for gap in gaps],
         epochs=statistics.mean(_epochs(point, audit["cost"]) for audit in audits) if method is not None and audits and audits[0].get("cost") else None,
         seconds=statistics.median(audit["seconds"] for audit in audits) if method is not None and audits else None,
-        settings=None if method is None else repr(method), tuned=tuned, paper=paper, problem=problem,
+        settings=None if method is None else repr(method), tuned=tuned, paper=paper, problem=problem, planned=point.seeds,
     )  # fmt: skip
 
 
 def _problem(point: Point, name: str, audits: Sequence[Mapping[str, Any]]) -> str | None:
-    failed = [audit[FAILED] for audit in audits if FAILED in audit]
+    failed = [audit for audit in audits if FAILED in audit]
     if failed:
-        return f"diverged in {len(failed)} of {point.seeds} runs"
-    if name != ORIGINAL and _untunable(point, name):
-        return "diverged with every setting that was tried"
+        return f"{_why(failed[0])} in {len(failed)} of {point.seeds} runs"
+    untunable = name != ORIGINAL and _untunable(point, name)
+    if untunable:
+        return f"{untunable} with every setting that was tried" if untunable == "diverged" else untunable
     return None if audits else "not there yet"
+
+
+def _why(result: Mapping[str, Any]) -> str:
+    """ "diverged", or the error of a method that cannot do what it was asked for."""
+    return result[FAILED] if result[FAILED] == "diverged" else f"failed ({result['reason']})"
 
 
 def _untunable(point: Point, name: str) -> str | None:
@@ -248,7 +282,7 @@ def _untunable(point: Point, name: str) -> str | None:
     if not point.tunes(name):
         return None
     cell = tuned_cell(point, name)
-    return cell.result().get(FAILED) if cell.done else None
+    return _why(cell.result()) if cell.done and FAILED in cell.result() else None
 
 
 def _columns(models: Sequence[Mapping[str, Any]]) -> dict[str, Estimate]:

@@ -2,17 +2,23 @@
 
 import statistics
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, final
 
+import torch
+
+from ..audits.compared import ORIGINAL
+from ..device import resolve_device
 from ..store import Store
+from ..training.executors import SerialExecutor
 from ..training.fleet import TrainTask
 from ..training.recipe import Recipe, train_model
 from .plan import Plan
 from .point import Point, points
-from .work import Run, Trials, chosen, tuned_cell
+from .work import Run, tuned_cell
 
 PROBE = 1_024  # images that a speed is measured on where the store has no model of the kind
 FORWARD = 1 / 3  # of a training pass is forward
@@ -25,7 +31,7 @@ class Kind:
     """The cells of one kind.
 
     Attributes:
-        name: "originals", "retrained models", "shadow models", "tuned methods", "unlearned models".
+        name: "originals", "retrained models", "shadow models", "tuned methods", "audited models" (originals and unlearned ones).
         done, total: how many.
         seconds: that the rest takes one worker, estimated.
     """
@@ -71,40 +77,44 @@ class Status:
         )
 
 
-def status(plan: Plan, store: Store | str | Path, *, root: str | Path = "data") -> Status:
+def status(plan: Plan, store: Store | str | Path, *, root: str | Path = "data", device: str | torch.device = "auto") -> Status:
     """See `Plan.status`. Times come from what the store's models took; where it has none of the kind, from a few steps of a model that is thrown away."""
-    found: dict[str, list[Kind]] = {}
-    for point in points(plan, store, root):
-        for kind in _kinds(point):
-            found.setdefault(kind.name, []).append(kind)
-    merged = [
-        Kind(name, sum(k.done for k in each), sum(k.total for k in each), sum(k.seconds for k in each)) for name, each in found.items()
-    ]
-    return Status(tuple(kind for kind in merged if kind.total))
+    counted: dict[str, dict[Any, float | None]] = {}
+    for number, point in enumerate(points(plan, store, root)):
+        pace = _Pace(point, resolve_device(device))
+        for kind, key, done, seconds in _cells(point, number):
+            if key not in counted.setdefault(kind, {}):  # points share models
+                counted[kind][key] = None if done else seconds(pace)
+    return Status(
+        tuple(
+            Kind(name, sum(s is None for s in cells.values()), len(cells), sum(s or 0.0 for s in cells.values()))
+            for name, cells in counted.items()
+        )
+    )
 
 
-def _kinds(point: Point) -> Iterable[Kind]:
-    pace = _Pace(point)
+def _cells(point: Point, number: int) -> Iterator[tuple[str, Any, bool, Callable[["_Pace"], float]]]:
+    """Each cell: its kind, what it is called, whether it is done, and how long it takes."""
     for name, kinds in TRAINED.items():
-        pairs = [pair for kind in kinds for pair in zip(point.tasks[kind], point.cells[kind], strict=True)]
-        left = [task for task, cell in pairs if not cell.done]
-        yield Kind(name, len(pairs) - len(left), len(pairs), sum(map(pace.training, left)))
-    tuned = [name for name in point.methods if point.tunes(name)]
-    waiting = [Trials(0, name) for name in tuned if not tuned_cell(point, name).done]
-    yield Kind("tuned methods", len(tuned) - len(waiting), len(tuned), sum(point.trials * pace.method(t.method) for t in waiting))
-    runs = [Run(0, name, seed) for seed in range(point.seeds) for name in point.methods]
-    left = [run for run in runs if (cell := run.cell(point)) is None or not cell.done]
-    left = [
-        run for run in left if chosen(point, run.method) or not tuned_cell(point, run.method).done
-    ]  # those that cannot be tuned are done with
-    yield Kind("unlearned models", len(runs) - len(left), len(runs), sum(pace.method(run.method) for run in left))
+        for kind in kinds:
+            for task, cell in zip(point.tasks[kind], point.cells[kind], strict=True):
+                yield name, cell.folder, cell.done, partial(_Pace.training, task=task)
+    for name in filter(point.tunes, point.methods):
+        cell = tuned_cell(point, name)
+        yield "tuned methods", cell.folder, cell.done, partial(_Pace.trials, name=name)
+    for seed in range(point.seeds):
+        for name in (ORIGINAL, *point.methods):
+            cell = Run(number, name, seed).cell(point)
+            hopeless = cell is None and tuned_cell(point, name).done  # no setting works: it is done with
+            key = (number, name, seed) if cell is None else cell.folder
+            yield "audited models", key, hopeless or (cell is not None and cell.done), partial(_Pace.method, name=name)
 
 
 class _Pace:
     """Seconds, from what finished cells of the point took."""
 
-    def __init__(self, point: Point) -> None:
-        self.point = point
+    def __init__(self, point: Point, device: torch.device) -> None:
+        self.point, self.device = point, device
         done = [cell for cells in point.cells.values() for cell in cells if cell.done]
         passes = [cell.result()["n_train"] * cell.spec["recipe"]["epochs"] + FORWARD * len(point.pool) for cell in done]
         self.paces = [cell.result()["seconds"] / n for cell, n in zip(done, passes, strict=True)]
@@ -113,14 +123,19 @@ class _Pace:
     def image(self) -> float:
         """Of one image, forward and backward."""
         if not self.paces:
-            self.paces = [_measured(self.point)]
+            self.paces = [_measured(self.point, self.device)]
         return statistics.median(self.paces)
 
     def training(self, task: TrainTask) -> float:
         return self.image * (len(task.positions) * task.recipe.epochs + FORWARD * len(self.point.pool))
 
+    def trials(self, name: str) -> float:
+        return self.point.trials * self.method(name)
+
     def method(self, name: str) -> float:
         """As the runs that are there took; else by the method's own count."""
+        if name == ORIGINAL:
+            return 0.0
         took = [
             cell.result().get("seconds")
             for run in (Run(0, name, seed) for seed in range(self.point.seeds))
@@ -134,13 +149,14 @@ class _Pace:
         return self.image * (self.point.methods[name].cost(share) * len(train) + FORWARD * len(self.point.pool))
 
 
-def _measured(point: Point) -> float:
+def _measured(point: Point, device: torch.device) -> float:
     train = point.split.train.subset(range(min(PROBE, len(point.split.train))))
     recipe = Recipe(epochs=1, batch_size=point.recipe.batch_size, precision=point.recipe.precision)
-    train_model(point.build, train.subset(range(min(len(train), 2 * recipe.batch_size))), recipe)  # what is slow the first time
-    start = time.perf_counter()
-    train_model(point.build, train, recipe)
-    return (time.perf_counter() - start) / len(train)
+    with SerialExecutor(device=str(device)):  # one thread on a CPU, as a worker has
+        train_model(point.build, train.subset(range(min(len(train), 2 * recipe.batch_size))), recipe, device=device)  # slow the first time
+        start = time.perf_counter()
+        train_model(point.build, train, recipe, device=device)
+        return (time.perf_counter() - start) / len(train)
 
 
 def duration(seconds: float) -> str:

@@ -3,6 +3,7 @@
 Each function does one cell's work unless it is done, and can run in any process that has the point.
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, final
@@ -12,10 +13,10 @@ from torch import Tensor
 from ..auditing import audit_answers
 from ..audits.compared import ORIGINAL, RETRAINED
 from ..audits.result import Audit
-from ..errors import NotFinite
+from ..errors import ExpungeError, HealthFlag, NotFinite, StoreError
 from ..methods import Method
 from ..metrics.estimate import mean_estimate
-from ..report.twins import numbered
+from ..report.twins import is_other, numbered
 from ..store import Cell
 from ..stored import unlearn_stored
 from ..training.inference import logits_of
@@ -23,7 +24,7 @@ from ..tuning import tune
 from .point import Point
 
 FAILED = "failed"  # in a result: why there is none
-REVISION = 1  # of what is kept of an audit
+REVISION = 2  # of what is kept of an audit, or of tuning
 
 
 @final
@@ -45,8 +46,8 @@ class Trials:
                 point.methods[self.method], original, point.split, point.validation, build=point.build, recipe=point.recipe, trials=point.trials,
                 retrained=development, store=point.store, device=device,
             )  # fmt: skip
-        except NotFinite as error:
-            cell.finish({FAILED: str(error)})
+        except ExpungeError as error:
+            cell.finish(_failure(error))
         else:
             cell.finish(found.to_dict())
 
@@ -86,12 +87,22 @@ def _unlearn(cell: Cell, point: Point, run: Run, device: str) -> None:
     original = point.model("originals", run.seed)
     method = chosen(point, run.method)
     try:
-        found = unlearn_stored(method, original, point.split, build=point.build, store=point.store, seed=run.seed, device=device)
-        logits = logits_of(found.model.to(device), point.pool)
-    except NotFinite as error:
-        cell.finish({FAILED: str(error)})
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", HealthFlag)
+            found = unlearn_stored(method, original, point.split, build=point.build, store=point.store, seed=run.seed, device=device)
+            logits = logits_of(found.model.to(device), point.pool)
+    except ExpungeError as error:
+        cell.finish(_failure(error))
     else:
-        cell.finish({"seconds": found.seconds, "cost": found.cost}, scores={"logits": logits})
+        flags = [{"name": w.category.__name__, "message": f"{run}: {w.message}"} for w in caught if issubclass(w.category, HealthFlag)]
+        cell.finish({"seconds": found.seconds, "cost": found.cost, "warned": flags}, scores={"logits": logits})
+
+
+def _failure(error: ExpungeError) -> dict[str, str]:
+    """What is kept of a method that fails: the same again would fail again, and the others go on. What the store is to blame for, is not the method's."""
+    if isinstance(error, StoreError):
+        raise error
+    return {FAILED: "diverged" if isinstance(error, NotFinite) else "failed", "reason": str(error)}
 
 
 def chosen(point: Point, name: str) -> Method | None:
@@ -109,7 +120,7 @@ def tuned_cell(point: Point, name: str) -> Cell:
     (original, *_), (development,) = point.cells["originals"], point.cells["development"]
     spec = {
         "method": point.methods[name], "original": original.folder.name, "development": development.folder.name,
-        "validation": point.validation.fingerprint, "trials": point.trials,
+        "validation": point.validation.fingerprint, "trials": point.trials, "revision": REVISION,
     }  # fmt: skip
     return point.store.cell("tuned", spec | _forgotten(point))
 
@@ -153,7 +164,7 @@ def _audit(point: Point, name: str, seed: int, logits: Tensor) -> Audit:
 
 
 def _kept(audit: Audit, name: str) -> dict[str, Any]:
-    """What tables need of an audit: the model's numbers, the yardstick's, and the null floor."""
+    """What tables need of an audit: the model's numbers, the yardstick's, and how far the other retrained models are from that."""
     found = audit.to_dict()
 
     def of(model: str) -> Mapping[str, Any]:
@@ -162,7 +173,8 @@ def _kept(audit: Audit, name: str) -> dict[str, Any]:
         answers = [row for answers in found["classes"] for row in answers["rows"] if row["model"] == model]
         return {key: row[key] for key in ("forget", "forget_test", "retain", "test", "gaps")} | {"attacks": attacks} | _of_classes(answers)
 
-    return {"model": of(name), "yardstick": of(RETRAINED), "floor": found["floor"], "sizes": found["sizes"], "flags": found["flags"]}
+    twins = [row["gaps"]["average"] for row in found["models"] if is_other(row["name"], RETRAINED)]
+    return {"model": of(name), "yardstick": of(RETRAINED), "twins": twins, "sizes": found["sizes"], "flags": found["flags"]}
 
 
 def _of_classes(rows: list[Mapping[str, Any]]) -> dict[str, Any]:

@@ -55,10 +55,12 @@ def bench(
     """
     check_writable(html, force)
     from ..bench import read_plan
+    from ..checks import choose
 
     found = read_plan(plan, scale)
+    choose("column", sort, found.columns(), "")
     if dry_run:
-        status = found.status(store, root=root)
+        status = found.status(store, root=root, device=device)
         return print_json(status.to_dict()) if json else print(status)
     with LiveTable() as live:
         results = found.run(
@@ -98,6 +100,7 @@ def _show(results: "Results", sort: str, html: Path | None, json: bool) -> None:
         results.to_html(html)
     if json:
         return print(results.to_json())
+    results.check_column(sort)
     for point in results.points:
         title, header, rows = point.table(sort)
         print_table(header, rows, title=title)

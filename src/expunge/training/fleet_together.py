@@ -14,7 +14,7 @@ from ..progress import Progress, listen, report
 from ..store import canonical
 from .board import Board
 from .executors import ProcessPool, Serial, SerialExecutor, launcher_of
-from .how_many import choose_together
+from .how_many import MOST, choose_together
 from .side_by_side import Work
 from .together import train_together
 
@@ -61,7 +61,7 @@ def _how_many(group: Sequence[Work], pool: Samples, together: int | str, device:
     if len(group) < WORTH:
         return 1
     first = group[0].task
-    choice = choose_together(first.build, pool.subset(first.positions), first.recipe, device=device, most=len(group))
+    choice = choose_together(first.build, pool.subset(first.positions), first.recipe, device=device, most=min(MOST, len(group)))
     report("measure how many models to train at a time", 1, 1, str(choice))
     return choice.n
 
