@@ -116,8 +116,8 @@ def hit(store: pathlib.Path, since: int) -> list[str]:
             parts = any(name.endswith((".tmp", ".safetensors")) for name in names)
             state = "finished, claim not yet given back" if "result.json" in names else "writing" if parts else "computing"
             found.append(f"{cell.split('/')[0]}: {state}")
-    # The demonstration's own cell is claimed all the time: it counts where nothing inside it was.
-    return [what for what in found if not what.startswith("demo:")] or found or ["between cells"]
+    # The cell of an audit, or of tuning, is claimed while what it needs is made: it counts where nothing inside it was.
+    return [what for what in found if not what.startswith(("audited:", "tuned:"))] or found or ["between cells"]
 
 
 # Lives

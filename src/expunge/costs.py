@@ -3,7 +3,7 @@
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,6 +50,12 @@ class Cost:
         """Plain values for JSON."""
         counts = {kind: dict(sorted(getattr(self, kind).items())) for kind in KINDS}
         return counts | {"seconds": round(self.seconds, 3), "peak_memory": self.peak_memory}
+
+    @classmethod
+    def from_dict(cls, found: Mapping[str, Any]) -> "Cost":
+        """What `to_dict` wrote."""
+        counts = {kind: Counter(found[kind]) for kind in KINDS}
+        return cls(**counts, seconds=found["seconds"], peak_memory=found["peak_memory"])
 
     def __str__(self) -> str:
         parts = [f"{kind.replace('_', ' ')}: {n:,} {source}" for kind in KINDS for source, n in sorted(getattr(self, kind).items())]

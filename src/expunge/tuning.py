@@ -1,7 +1,6 @@
 """Choosing a method's step size without looking at the retrained model: by forgetting other samples first, whose retraining is known."""
 
 import math
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, final
@@ -13,7 +12,7 @@ from . import progress
 from .auditing import audit
 from .audits.result import ModelRow
 from .checks import is_integer
-from .costs import measure_cost
+from .costs import Cost, measure_cost
 from .data.images import Samples
 from .data.split import Split, forget_classes, forget_samples
 from .errors import ConfigError, DataError, NotFinite
@@ -39,7 +38,7 @@ class Trial:
         gap: average gap to the model retrained without the pretended forget set, in [0, 1]; None where training diverged.
         row: accuracies and gaps, as in an audit; None where training diverged.
         seconds: that the method took.
-        passes: over the training set, counted; 0 where the model was in the store.
+        passes: over the training set, counted when the model was made; 0 where a store of an older version does not tell.
     """
 
     method: Method
@@ -248,23 +247,25 @@ def _tried(
     except ConfigError:
         return None
     try:
-        with measure_cost() as cost:
-            unlearned, seconds = _made(method, model, split, build, seed, device, store)
+        with measure_cost() as spent:
+            unlearned, cost = _made(method, model, split, build, seed, device, store)
         rows = audit({"unlearned": unlearned, "retrained": retrained}, split, validation, device=device).models
     except NotFinite:
-        return Trial(method, value, None, None, 0.0, cost.passes(len(split.train)))
+        return Trial(method, value, None, None, 0.0, spent.passes(len(split.train)))
     row = next(row for row in rows if row.name == "unlearned")
-    return Trial(method, value, row.gaps.average, row, seconds, cost.passes(len(split.train)))
+    return Trial(method, value, row.gaps.average, row, round(cost.seconds, 3), cost.passes(len(split.train)))
 
 
 def _made(
     method: Method, model: nn.Module, split: Split, build: Build, seed: int, device: str | torch.device, store: Store | None
-) -> tuple[nn.Module, float]:
+) -> tuple[nn.Module, Cost]:
+    """The unlearned model, and what it took when it was made."""
     if store is not None:
         found = unlearn_stored(method, model, split, build=build, store=store, seed=seed, device=device)
-        return found.model, found.seconds
-    start = time.perf_counter()
-    return method(model, split, seed=seed, device=device), round(time.perf_counter() - start, 3)
+        return found.model, Cost(seconds=found.seconds) if found.cost is None else Cost.from_dict(found.cost)
+    with measure_cost() as cost:
+        unlearned = method(model, split, seed=seed, device=device)
+    return unlearned, cost
 
 
 def _gap(trial: Trial) -> float:

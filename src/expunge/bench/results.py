@@ -2,7 +2,6 @@
 
 import json
 import statistics
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any, final
 from ..audits.compared import ORIGINAL, RETRAINED
 from ..audits.tables import Table, lines, number, percent
 from ..checks import choose
-from ..costs import KINDS, Cost
+from ..costs import Cost
 from ..metrics.estimate import Estimate, mean_estimate, unsupported
 from ..metrics.ranking import ties_with_best
 from ..provenance import provenance
@@ -307,7 +306,7 @@ def _over(estimates: Sequence[Mapping[str, Any]]) -> Estimate:
 
 
 def _epochs(point: Point, cost: Mapping[str, Any]) -> float:
-    return Cost(**{kind: Counter(cost[kind]) for kind in KINDS}).passes(len(point.split.train))
+    return Cost.from_dict(cost).passes(len(point.split.train))
 
 
 def _shown(column: str, estimate: Estimate | None) -> str:
