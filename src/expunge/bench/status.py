@@ -12,6 +12,7 @@ import torch
 
 from ..audits.compared import ORIGINAL
 from ..device import resolve_device
+from ..progress import listen
 from ..store import Store
 from ..training.executors import SerialExecutor
 from ..training.fleet import TrainTask
@@ -152,7 +153,7 @@ class _Pace:
 def _measured(point: Point, device: torch.device) -> float:
     train = point.split.train.subset(range(min(PROBE, len(point.split.train))))
     recipe = Recipe(epochs=1, batch_size=point.recipe.batch_size, precision=point.recipe.precision)
-    with SerialExecutor(device=str(device)):  # one thread on a CPU, as a worker has
+    with listen(lambda _: None), SerialExecutor(device=str(device)):  # one thread on a CPU, as a worker has
         train_model(point.build, train.subset(range(min(len(train), 2 * recipe.batch_size))), recipe, device=device)  # slow the first time
         start = time.perf_counter()
         train_model(point.build, train, recipe, device=device)
