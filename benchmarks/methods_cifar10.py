@@ -18,14 +18,13 @@ import platform
 import statistics
 import time
 import tomllib
-from collections import Counter
 
 import torch
 from scipy.special import stdtrit
 
 import expunge
 from expunge import Augment, Method, Recipe, Retrain, TrainTask
-from expunge.costs import KINDS, Cost
+from expunge.costs import Cost
 from expunge.data.pool import pool
 from expunge.errors import ModelError
 from expunge.methods import METHODS
@@ -184,7 +183,7 @@ class Experiment:
             rows[name] = row
         for name, runs in cost.items():
             method = chosen[name]
-            counted = [Cost(**{kind: Counter(r.cost[kind]) for kind in KINDS}).passes(len(self.train)) for r in runs]
+            counted = [Cost.from_dict(r.cost).passes(len(self.train)) for r in runs]
             rows[name] |= {
                 "epochs": statistics.mean(counted), "seconds": statistics.median(r.seconds for r in runs), "method": repr(method),
                 "tuning": tunings.get(name), "paper": method.paper,

@@ -198,9 +198,7 @@ def development_split(split: Split, seed: int = 0) -> Split:
     n = min(len(split.forget_indices), len(retain) // 2)  # something must be left to retain
     if n == 0:
         raise DataError(f"tuning needs at least 2 retain samples; got {len(retain)}. Choose the setting yourself.")
-    mask = torch.ones(len(split.train), dtype=torch.bool)
-    mask[split.forget_indices] = False
-    positions = mask.nonzero().flatten()
+    positions = retain.positions
     return forget_samples(split.train, positions[permutation(len(positions), derive(seed, 1))[:n]])
 
 

@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from expunge.audits import idi_critics
-from expunge.audits.idi import IDI, drawn_samples, information_difference_index
+from expunge.audits import idi, idi_critics, probes
+from expunge.audits.idi import IDI
 from expunge.audits.idi_critics import Remaining, cautious, cut, held_out_information, info_nce
+from expunge.audits.information import drawn_samples, information_difference_index
 from expunge.audits.probes import Probes, probe_index
 from expunge.data.images import ImageData
 from expunge.data.split import forget_classes, forget_only, forget_samples
@@ -153,10 +154,20 @@ def test_the_audit_leaves_models_and_generators_alone_and_repeats(pixels):
     assert first.layers == ("1",) and "original" in str(first)
 
 
-def test_idi_takes_the_samples_of_the_probes(pixels):
-    _, split = pixels
-    for own, probes in zip(drawn_samples(split, 50, 7), Probes(max_per_side=50, seed=7)._draw(split), strict=True):
-        assert torch.equal(own, probes)
+def test_idi_takes_the_samples_of_the_probes(pixels, monkeypatch):
+    models, split = pixels
+    drawn = []
+
+    def noted(*args):
+        drawn.append(drawn_samples(*args))
+        raise StopIteration  # nothing need be trained
+
+    for module, audit in ((idi, IDI(max_per_side=50, seed=7)), (probes, Probes(max_per_side=50, seed=7))):
+        monkeypatch.setattr(module, "drawn_samples", noted)
+        with pytest.raises(StopIteration):
+            audit(models, split)
+    for own, theirs in zip(*drawn, strict=True):
+        assert torch.equal(own, theirs)
 
 
 def test_info_nce_is_its_formula_and_its_ceiling_the_entropy_of_the_labels():
@@ -222,7 +233,8 @@ def test_a_critic_depends_on_its_seed_alone_and_not_on_held_out_samples(shape, m
     monkeypatch.setattr(idi_critics, "PATIENCE", 20)  # so that some are done while others still learn
     y, fit = halves(80)
     z, options = noise(80, *shape) + 1.5 * y.view(-1, *(1,) * len(shape)), {"steps": 40, "lr": 0.01, "batch_size": 16}
-    behind = nn.Identity() if len(shape) == 1 else nn.Sequential(nn.Flatten(), nn.Linear(16, 4))
+    with fork(0):  # weights that differ from run to run let two critics meet now and then
+        behind = nn.Identity() if len(shape) == 1 else nn.Sequential(nn.Flatten(), nn.Linear(16, 4))
     together = held_out_information(behind, z, y, fit, seeds=[0, 1, 2], **options)
     alone = torch.cat([held_out_information(behind, z, y, fit, seeds=[seed], **options) for seed in range(3)])
     torch.testing.assert_close(alone, together, atol=1e-4, rtol=1e-4)

@@ -8,7 +8,8 @@ from .decisions import Decisions, MIANNResult, compare, mia_nn_floor, neighbour_
 from .ensemble import Ensemble, cauchy_combination, empirical_p_values, min_p
 from .exposure import Exposure, benjamini_hochberg, exposure
 from .forgetting_score import ForgettingScore, Utility, forgetting_epsilon, forgetting_points, forgetting_score
-from .idi import IDI, IDIResult, information_difference_index
+from .idi import IDI, IDIResult
+from .information import information_difference_index
 from .klom import KLoM, gaussian_kl, histogram_kl, klom, wasserstein
 from .label_only import LabelOnly, gap_accuracy, gap_attack, label_only_lira
 from .lira import LiRA, lira, lira_leave_one_out

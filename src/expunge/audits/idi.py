@@ -7,32 +7,27 @@ Z_l is what layer l passes on. The critic of a layer is the rest of the network 
 the formula). 0 = like the retrained model, 1 = like the original, below 0 = over-unlearned: the features tell less than those of retraining. It is not clamped.
 """
 
-import math
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Any, ClassVar, final
 
 import torch
-from jaxtyping import Bool, Float
-from scipy.special import stdtrit
+from jaxtyping import Float
 from torch import Tensor
 
 from ..checks import check_settings, setting
 from ..data.split import Split
 from ..device import device_of
-from ..errors import ConfigError, DataError
-from ..metrics.answers import ONE_REFERENCE, half_width
+from ..errors import ConfigError
+from ..metrics.answers import half_width
 from ..metrics.estimate import Estimate, check_level, unsupported
 from ..progress import report
-from ..rng import derive, permutation
+from ..rng import derive
 from ..training.features import features_at, stages
 from .compared import ORIGINAL, RETRAINED, Cast, Models, cast, difference, others_of, placed, plain, spread
 from .idi_critics import cut, held_out_information
-from .probes import LEAST
+from .information import LEAST, Bits, drawn_samples, information_difference_index
 
 STAGE = "training critics"
-
-Bits = Float[Tensor, "S N"]  # of N held-out samples, by S critics
 
 
 @final
@@ -179,7 +174,7 @@ class IDI:
             ConfigError, DataError: as the class says.
             MissingError: a layer that a model does not have. ModelError: see `features_at`, `stages` and `Remaining`.
         """
-        parts, (positions, forget, fit) = cast(models, reference=reference), drawn_samples(split, self.max_per_side, self.seed)
+        parts, (positions, forget, fit) = cast(models, reference=reference), drawn_samples(split, self.max_per_side, self.seed, "IDI needs")
         check_level(level)
         data = split.train.subset(positions)
         ends = stages(parts.original, data)
@@ -199,57 +194,6 @@ class IDI:
                     )  # fmt: skip
         report(STAGE, total, total)
         return _result(layers, bits, parts, level)
-
-
-def drawn_samples(split: Split, max_per_side: int, seed: int) -> tuple[Tensor, Bool[Tensor, " N"], Bool[Tensor, " N"]]:
-    """Positions in the training set, ascending; which are forget samples; and which ones critics are trained on: the samples that `Probes` takes with this seed."""
-    sides = split.forget_indices, split.retain.positions
-    n = min(*map(len, sides), max_per_side)
-    if n < LEAST:
-        raise DataError(
-            f"IDI needs at least {LEAST} forget and {LEAST} retain samples; got {len(sides[0])} and {len(sides[1])}. A membership audit takes fewer."
-        )
-    chosen = [side[permutation(len(side), seed, k)[:n]] for k, side in enumerate(sides)]
-    positions, order = torch.cat(chosen).sort()
-    return positions, (torch.arange(2 * n) < n)[order], (torch.arange(n) < n // 2).repeat(2)[order]
-
-
-def information_difference_index(own: Bits, original: Bits, retrained: Float[Tensor, "M S N"], level: float = 0.95) -> Estimate:
-    """IDI = (mean of own − R) / (mean of original − R), R the mean of the retrained models, on the same N samples by critics of the same S seeds: not clamped.
-
-    The interval is Fieller's, as that of `probe_index`: all ρ for which own − ρ · original − (1 − ρ) · R is not told from 0. It covers which samples were drawn, the seeds of critics (paired, as samples are;
-    t with S − 1 degrees of freedom) and, with two or more retrained models, which ones they are; not the seed of the audited model, so read it beside the floor of IDI. It has two ends exactly
-    where the denominator is told from 0; elsewhere there is no value.
-
-    Args:
-        own, original: bits of each held-out sample by each critic, summed over layers.
-        retrained: the same of M ≥ 1 retrained models.
-        level: confidence in (0, 1).
-
-    Example:
-        >>> original = torch.linspace(0.5, 1.5, 100).double().repeat(2, 1)
-        >>> print(information_difference_index(-0.25 * original + 0.1, original, torch.zeros(1, 2, 100).double()))
-        -0.150 [-0.155, -0.144]
-    """
-    upper, (s, n), m = (1 + check_level(level)) / 2, own.shape, len(retrained)
-    rest = retrained.double().mean(0)
-    pair = torch.stack([own.double() - rest, original.double() - rest])
-    a, b = pair.mean((1, 2)).tolist()
-    error = torch.cov(pair.mean(1)) * NormalDist().inv_cdf(upper) ** 2 / n
-    among = 0.0
-    if s > 1:
-        error += torch.cov(pair.mean(2)) * float(stdtrit(s - 1, upper)) ** 2 / s
-    if m > 1:
-        among = float(stdtrit(m - 1, upper)) ** 2 * float(retrained.double().mean((1, 2)).var()) / m
-    (saa, sab), (_, sbb) = error.tolist()
-    q2, q1, q0 = b * b - sbb - among, a * b - sab - among, a * a - saa - among
-    if b <= 0 or q2 <= 0:
-        return unsupported(
-            f"the original cannot be told from retrained models: {b:.3f} bits more, ± {math.sqrt(max(0.0, sbb + among)):.3f}", n
-        )
-    reach = math.sqrt(max(0.0, q1 * q1 - q2 * q0))
-    low, high = sorted(((q1 - reach) / q2, (q1 + reach) / q2))
-    return Estimate(a / b, min(low, a / b), max(high, a / b), n, None if m > 1 else ONE_REFERENCE)
 
 
 def _result(layers: tuple[str, ...], bits: Float[Tensor, "T L S N"], parts: Cast, level: float) -> IDIResult:

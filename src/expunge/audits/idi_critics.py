@@ -26,7 +26,7 @@ from ..device import device_of, exact_float32, fast_layout
 from ..errors import ModelError
 from ..metrics.bootstrap import generator
 from ..modes import eval_mode
-from ..training.features import features_at
+from ..training.features import features_at, pooled
 from ..training.inference import logits_of
 from .probe_fit import COIN
 
@@ -96,7 +96,7 @@ class Remaining(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         self.source.z = z
         try:
-            return _pooled(_output_of(self.net, self.last, z))
+            return pooled(_output_of(self.net, self.last, z))
         finally:
             self.source.z = None
 
@@ -296,11 +296,6 @@ def _output_of(model: nn.Module, layer: str, x: Tensor) -> Tensor:
     finally:
         hook.remove()
     return seen[-1]
-
-
-def _pooled(output: Tensor) -> Tensor:
-    """(N, C, H, W) averaged over the image, (N, T, d) over the tokens, (N, d) as it is."""
-    return output if output.ndim == 2 else output.mean(1) if output.ndim == 3 else output.mean((2, 3))
 
 
 def _completed(model: nn.Module, few: Samples) -> dict[str, int]:

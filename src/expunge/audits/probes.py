@@ -15,22 +15,19 @@ from typing import Any, ClassVar, final
 
 import torch
 from jaxtyping import Float
-from scipy.special import stdtrit
 from torch import Tensor
 
 from ..checks import check_settings, setting
 from ..data.split import Split
-from ..errors import ConfigError, DataError
-from ..metrics.answers import ONE_REFERENCE
+from ..errors import ConfigError
 from ..metrics.estimate import Estimate, check_level, unsupported
 from ..progress import report
-from ..rng import permutation
 from ..training.features import features_at, stages
 from .compared import ORIGINAL, RETRAINED, Cast, Models, cast, difference, others_of, placed, plain, spread
+from .information import LEAST, drawn_samples, information_difference_index
 from .probe_fit import held_out_bits
 
 PROBES = ("linear", "mlp")
-LEAST = 16  # samples a side: 8 to fit on, in four folds of 2
 STAGE = "probing layers"
 
 
@@ -164,7 +161,10 @@ class Probes:
             ConfigError, DataError: as the class says.
             MissingError: a layer that a model does not have. ModelError: see `features_at` and `stages`.
         """
-        parts, (positions, forget, fit) = cast(models, reference=reference), self._draw(split)
+        parts, (positions, forget, fit) = (
+            cast(models, reference=reference),
+            drawn_samples(split, self.max_per_side, self.seed, "probes need"),
+        )
         check_level(level)
         data = split.train.subset(positions)
         layers = self.layers or tuple(stages(parts.original, data))
@@ -175,19 +175,6 @@ class Probes:
                 features[name] = features_at(model, layers, data)
         report(STAGE, len(parts.named), len(parts.named))
         return _result(layers, self._bits(layers, list(features.values()), forget, fit), parts, self.probe, level)
-
-    def _draw(self, split: Split) -> tuple[Tensor, Tensor, Tensor]:
-        """Positions in the training set, ascending; which are forget samples; and which ones probes are fitted on."""
-        sides = split.forget_indices, split.retain.positions
-        n = min(*map(len, sides), self.max_per_side)
-        if n < LEAST:
-            raise DataError(
-                f"probes need at least {LEAST} forget and {LEAST} retain samples; got {len(sides[0])} and {len(sides[1])}. A membership audit takes fewer."
-            )
-        chosen = [side[permutation(len(side), self.seed, k)[:n]] for k, side in enumerate(sides)]
-        positions, order = torch.cat(chosen).sort()
-        forget, fit = (torch.arange(2 * n) < n)[order], (torch.arange(n) < n // 2).repeat(2)[order]
-        return positions, forget, fit
 
     def _bits(self, layers: Sequence[str], features: Sequence[dict[str, Tensor]], forget: Tensor, fit: Tensor) -> Tensor:
         """Bits of every model, layer and held-out sample, (models, layers, H): layers of one width are fitted together."""
@@ -203,8 +190,7 @@ class Probes:
 def probe_index(own: Float[Tensor, " N"], original: Float[Tensor, " N"], retrained: Float[Tensor, "M N"], level: float = 0.95) -> Estimate:
     """(mean of own − R) / (mean of original − R), R the mean of the retrained models, on the same N samples: 0 = retrained, 1 = original, not clamped.
 
-    The interval is Fieller's, of a ratio of paired means: all ρ for which own − ρ · original − (1 − ρ) · R is not told from 0. It covers which samples were drawn
-    and, with two or more retrained models, which ones they are; not the seed of the audited model, so read it beside the floor of the index. It has two ends exactly where the denominator is told from 0; elsewhere there is no value.
+    `information_difference_index` with one classifier instead of several critics: its interval, and what that covers, are described there.
 
     Args:
         own, original: bits of each held-out sample, summed over layers.
@@ -216,22 +202,7 @@ def probe_index(own: Float[Tensor, " N"], original: Float[Tensor, " N"], retrain
         >>> print(probe_index(0.25 * original + 0.1 * torch.linspace(-1, 1, 100).cos().double(), original, retrained))
         0.334 [0.329, 0.340]
     """
-    z2, n, m = NormalDist().inv_cdf((1 + check_level(level)) / 2) ** 2, own.shape[0], len(retrained)
-    rest = retrained.double().mean(0)
-    pair = torch.stack([own.double() - rest, original.double() - rest])
-    a, b = pair.mean(1).tolist()
-    (saa, sab), (_, sbb) = (torch.cov(pair) * z2 / n).tolist()
-    among = 0.0
-    if m > 1:
-        among = float(stdtrit(m - 1, (1 + level) / 2)) ** 2 * float(retrained.double().mean(1).var()) / m
-    q2, q1, q0 = b * b - sbb - among, a * b - sab - among, a * a - saa - among
-    if b <= 0 or q2 <= 0:
-        return unsupported(
-            f"the original cannot be told from retrained models: {b:.3f} bits more, ± {math.sqrt(max(0.0, sbb + among)):.3f}", n
-        )
-    reach = math.sqrt(max(0.0, q1 * q1 - q2 * q0))
-    low, high = sorted(((q1 - reach) / q2, (q1 + reach) / q2))
-    return Estimate(a / b, min(low, a / b), max(high, a / b), n, None if m > 1 else ONE_REFERENCE)
+    return information_difference_index(own[None], original[None], retrained[:, None], level)
 
 
 def _result(layers: tuple[str, ...], bits: Tensor, parts: Cast, probe: str, level: float) -> ProbesResult:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..auditing import audited_samples
-from ..audits.audited import Audited
+from ..audits.audited import Audited, unseen_groups
 from ..audits.base import MembershipAudit
 from ..data.images import Augment, ImageData, Samples
 from ..data.load import load_data
@@ -74,11 +74,11 @@ class Point:
     @cached_property
     def tasks(self) -> dict[str, list[TrainTask]]:
         """What is trained from scratch: "originals", "retrained", "development" (without what tuning pretends to forget) and "shadows"."""
-        everything, retain = torch.arange(len(self.split.train)), self._retain(self.split)
+        everything, retain = torch.arange(len(self.split.train)), self.split.retain.positions
         return {
             "originals": [self._task(everything, seed, "original") for seed in range(self.seeds)],
             "retrained": [self._task(retain, RETRAINED_SEED + k, "retrained") for k in range(self.n_retrained)],
-            "development": [self._task(self._retain(development_split(self.split)), RETRAINED_SEED, "retrained")] if self.trials else [],
+            "development": [self._task(development_split(self.split).retain.positions, RETRAINED_SEED, "retrained")] if self.trials else [],
             "shadows": shadow_tasks(self.build, self.split.train, self.test, n=self.n_shadows, recipe=self.recipe)
             if self.n_shadows
             else [],
@@ -93,12 +93,6 @@ class Point:
 
     def _task(self, positions: Tensor, seed: int, kind: str) -> TrainTask:
         return TrainTask(build=self.build, recipe=self.recipe, positions=positions, seed=seed, kind=kind, name=f"{kind} model {seed}")
-
-    @staticmethod
-    def _retain(split: Split) -> Tensor:
-        mask = torch.ones(len(split.train), dtype=torch.bool)
-        mask[split.forget_indices] = False
-        return mask.nonzero().flatten()
 
     def model(self, kind: str, k: int = 0) -> nn.Module:
         """One of the models that were trained from scratch."""
@@ -117,9 +111,9 @@ class Point:
     def by_group(self, logits: Tensor) -> dict[str, Tensor]:
         """What a model answers on the pool, (N, K), cut into the groups of the audit."""
         n, held_out = len(self.split.train), self.held_out
-        forgotten = torch.isin(self.test.labels[held_out], torch.tensor(self.split.forget_classes, dtype=torch.int64))
-        at = {"forget": self.split.forget_indices, "retain": self._retain(self.split)}
-        at |= {"forget_test": n + held_out[forgotten], "test": n + held_out[~forgotten]}
+        unseen = unseen_groups(self.test.labels[held_out], self.split.forget_classes, self.test.classes)
+        at = {"forget": self.split.forget_indices, "retain": self.split.retain.positions}
+        at |= {group: n + held_out[positions] for group, positions in unseen.items()}
         return {group: logits[at[group]] for group in self.audited.labels}
 
 

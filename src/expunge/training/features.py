@@ -88,7 +88,7 @@ class _Tap(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         seen: dict[str, Tensor] = {}
         hooks = [
-            module.register_forward_hook(lambda _, __, output, name=name: seen.__setitem__(name, _pooled(output, len(images), name)))
+            module.register_forward_hook(lambda _, __, output, name=name: seen.__setitem__(name, _vectors(output, len(images), name)))
             for name, module in self.tapped.items()
         ]
         try:
@@ -103,16 +103,20 @@ class _Tap(nn.Module):
         return torch.cat([seen[name] for name in self.tapped], 1)
 
 
-def _pooled(output: object, n: int, name: str) -> Tensor:
+def _vectors(output: object, n: int, name: str) -> Tensor:
     """One vector an image; a copy, because an in-place layer behind it would change what was seen."""
     if not isinstance(output, Tensor) or output.ndim not in (2, 3, 4) or len(output) != n:
         got = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
         raise ModelError(
             f"a layer must give one row for each of {n} images, (N, d), (N, T, d) or (N, C, H, W); {name!r} gives {got}. Name another layer."
         )
-    if output.ndim == 4:
-        return output.mean((2, 3))
-    return output.mean(1) if output.ndim == 3 else output.clone()
+    found = pooled(output)
+    return found.clone() if found is output else found
+
+
+def pooled(output: Tensor) -> Tensor:
+    """(N, C, H, W) averaged over the image, (N, T, d) over the tokens, (N, d) as it is."""
+    return output if output.ndim == 2 else output.mean(1) if output.ndim == 3 else output.mean((2, 3))
 
 
 def _trunk(model: nn.Module) -> tuple[nn.Module, str]:
