@@ -51,7 +51,7 @@ def main() -> None:
     build, store = expunge.architecture("resnet_small", train), Store(pathlib.Path(options.store))
     tasks = [TrainTask(build=build, recipe=RECIPE, positions=torch.arange(N_TRAIN), kind="original")]
     tasks += [
-        TrainTask(build=build, recipe=RECIPE, positions=split.retain.ids, seed=s, kind="retrained") for s in range(1, N_RETRAINED + 1)
+        TrainTask(build=build, recipe=RECIPE, positions=split.retain.positions, seed=s, kind="retrained") for s in range(1, N_RETRAINED + 1)
     ]
     with expunge.listen(printer()):
         cells = expunge.train_fleet(tasks, pool(train, test), store)
@@ -144,7 +144,7 @@ def parse() -> argparse.Namespace:
 
 def forget_others(train: expunge.Samples, split: expunge.Split) -> expunge.Split:
     """As many random samples again, none of them in the forget set."""
-    candidates = split.retain.ids
+    candidates = split.retain.positions
     return expunge.forget_samples(train, candidates[expunge.forget_random(split.retain, N_FORGET, seed=1).forget_indices])
 
 

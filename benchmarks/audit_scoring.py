@@ -1,10 +1,10 @@
 """What it costs to turn the scores of shadow models into membership scores and intervals, against the formulas written as loops.
 
-    OMP_NUM_THREADS=1 python benchmarks/audit_scoring.py [--samples 60000] [--models 128]
+    OMP_NUM_THREADS=1 python benchmarks/audit_scoring.py [--samples 60000] [--models 128] [--out docs/results]
 
 One thread. Every job runs in its own process, so that its peak memory is its own. A loop over the pairs or the samples would take hours: it
 runs on a part of the samples, and the time is extrapolated with its known growth (linear in the samples for LiRA and U-LiRA, in samples × population
-for RMIA). Prints a table to stderr and JSON to stdout.
+for RMIA). Writes docs/results/audit_scoring.json and .md.
 """
 
 import argparse
@@ -12,9 +12,9 @@ import json
 import math
 import multiprocessing
 import os
+import pathlib
 import platform
 import resource
-import sys
 import time
 from collections.abc import Callable
 
@@ -123,10 +123,23 @@ def run(name: str, job: Callable[[], None], factor: float = 1.0) -> dict:
     return row
 
 
+def table(record: dict) -> str:
+    machine = record["machine"]
+    lines = [
+        f"# What scoring costs\n\n{record['samples']} samples, {record['models']} shadow models; {machine['processor']}, {machine['threads']} thread, torch {machine['torch']}:\n",
+        "| job | CPU s | wall s | peak MiB |\n|---|---|---|---|",
+    ]
+    for row in record["rows"]:
+        mark = " (extrapolated)" if row["extrapolated_from"] else ""
+        lines.append(f"| {row['job']} | {row['cpu_seconds']:.3f}{mark} | {row['wall_seconds']:.3f}{mark} | {row['peak_mib']:.0f} |")
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--samples", type=int, default=60000)
     parser.add_argument("--models", type=int, default=128)
+    parser.add_argument("--out", default="docs/results", type=pathlib.Path)
     args = parser.parse_args()
     n, m, part = args.samples, args.models, 400
 
@@ -151,13 +164,11 @@ def main() -> None:
         run(f"AUC of {REPLICATES} bootstrap replicates, {N_SCORES} scores", bootstrap_auc),
         run(f"both, resampled one by one, {N_SCORES} scores", lambda: loop_bootstrap(50), REPLICATES / 50),
     ]
-    print(f"{'job':<70}{'CPU s':>10}{'wall s':>10}{'peak MiB':>10}", file=sys.stderr)
-    for row in rows:
-        mark = "*" if row["extrapolated_from"] else " "
-        print(f"{row['job']:<70}{row['cpu_seconds']:>9.3f}{mark}{row['wall_seconds']:>9.3f}{mark}{row['peak_mib']:>9.0f}", file=sys.stderr)
-    print("* extrapolated", file=sys.stderr)
     machine = {"processor": platform.machine(), "python": platform.python_version(), "torch": torch.__version__, "threads": 1}
-    print(json.dumps({"samples": n, "models": m, "machine": machine, "rows": rows}, indent=1))
+    record = {"samples": n, "models": m, "machine": machine, "rows": rows}
+    (args.out / "audit_scoring.json").write_text(json.dumps(record, indent=1) + "\n")
+    (args.out / "audit_scoring.md").write_text(table(record))
+    print(table(record))
 
 
 if __name__ == "__main__":

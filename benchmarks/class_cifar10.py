@@ -19,12 +19,12 @@ import statistics
 import time
 
 import torch
-from scipy.special import stdtrit
 
 import expunge
 from expunge import DELETE, TRW, Augment, BoundaryExpanding, BoundaryShrink, FineTune, GradientAscent, RandomLabel, Recipe, Step, TrainTask
 from expunge.audits.class_answers import class_answers
 from expunge.data.pool import pool
+from expunge.metrics import mean_estimate
 from expunge.provenance import provenance
 from expunge.store import Store
 from expunge.stored import unlearn_stored
@@ -61,7 +61,7 @@ class Experiment:
         self.splits = {c: expunge.forget_classes(self.train, [c]) for c in CLASSES}
 
     def fleet(self, kind: str, seeds: range, forgotten: int | None = None) -> list[TrainTask]:
-        positions = torch.arange(N_TRAIN) if forgotten is None else self.splits[forgotten].retain.ids
+        positions = torch.arange(N_TRAIN) if forgotten is None else self.splits[forgotten].retain.positions
         offset = 0 if forgotten is None else 100
         return [TrainTask(build=self.build, recipe=RECIPE, positions=positions, seed=offset + s, kind=kind) for s in seeds]
 
@@ -112,7 +112,7 @@ class Experiment:
         logits = {name: cell.tensors("scores")["logits"] for name, cell in named.items()}
         seconds = {name: cell.result()["seconds"] for name, cell in named.items()}
         original = load_trained(cells[0], self.build)
-        seen = torch.cat([self.splits[forgotten].forget_indices, self.splits[forgotten].retain.ids[::4]])
+        seen = torch.cat([self.splits[forgotten].forget_indices, self.splits[forgotten].retain.positions[::4]])
         for name, method in methods.items():
             run = self.unlearn(method, original, forgotten, seed)
             scores = torch.full((N_TRAIN, len(names)), torch.nan)
@@ -130,7 +130,7 @@ class Experiment:
             rows.append({
                 "forgotten": names[forgotten], "seed": seed, "model": name, "neighbour": answers.neighbour,
                 "FA": share(right[self.splits[forgotten].forget_indices]), "FA test": share(right[N_TRAIN:][mine]),
-                "RA": share(right[self.splits[forgotten].retain.ids[::4]]), "TA": share(right[N_TRAIN:][~mine]),
+                "RA": share(right[self.splits[forgotten].retain.positions[::4]]), "TA": share(right[N_TRAIN:][~mine]),
                 "MIA-NN": row.neighbour.score.value, "MIA-NN gap": row.neighbour.gap.value, "profile gap": row.neighbour.profile_gap,
                 "TV": row.distance.value, "mode kept": int(row.predicted.argmax()) == usual,
                 "seconds": seconds[name], "answer": [round(v, 4) for v in row.answer.tolist()],
@@ -181,8 +181,8 @@ def share(right: torch.Tensor) -> float:
 
 def t_interval(values: list[float]) -> tuple[float, float]:
     """The mean and the half width of its 95 % t interval."""
-    width = float(stdtrit(len(values) - 1, 0.975)) * statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else float("nan")
-    return statistics.fmean(values), width
+    found = mean_estimate(values)
+    return found.value, found.high - found.value
 
 
 def over_classes(rows: list[dict], key: str, absolute: bool = False) -> tuple[float, float]:

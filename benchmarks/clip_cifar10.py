@@ -20,13 +20,12 @@ import statistics
 import time
 
 import torch
-from scipy.special import stdtrit
 
 import expunge
 from expunge import AMUN, PGD, Augment, Clip, NearestDDN, Recipe, TrainTask
 from expunge.attacks.transfer import Transfer, transfer, transferred
 from expunge.data.pool import pool
-from expunge.metrics import auc
+from expunge.metrics import auc, mean_estimate
 from expunge.provenance import provenance
 from expunge.store import Store
 from expunge.training.fleet import load_trained
@@ -51,7 +50,7 @@ class Experiment:
         return Recipe(epochs=12, lr=0.1, batch_size=64, clip=CLIPS[clip])
 
     def task(self, clip: str, seed: int, retrained: bool = False) -> TrainTask:
-        positions = self.split.retain.ids if retrained else torch.arange(N_TRAIN)
+        positions = self.split.retain.positions if retrained else torch.arange(N_TRAIN)
         return TrainTask(
             build=self.build,
             recipe=self.recipe(clip),
@@ -179,7 +178,8 @@ def table(results: dict[str, dict]) -> str:
 
 def half_width(values: list[float]) -> float:
     """Of the 95 % t interval over seeds."""
-    return float(stdtrit(len(values) - 1, 0.975)) * statistics.stdev(values) / len(values) ** 0.5
+    found = mean_estimate(values)
+    return found.high - found.value
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """How near, how often and how fast: the searches for nearest adversarial examples on one trained model.
 
     python benchmarks/nearest_attacks.py                                    # digits, a small network trained here: a minute
-    python benchmarks/nearest_attacks.py --data cifar10 --root data --store runs --n 300      # resnet_tiny, the first original of methods_cifar10.py: ten minutes
+    python benchmarks/nearest_attacks.py --data cifar10 --root data --store runs --n 300      # resnet_tiny, the first original of plans/amun_cifar10_random10.toml at the cpu scale, which must be there
     python benchmarks/nearest_attacks.py --data cifar10 --root data --model original.safetensors --n 300
 
 Plan: every search on the same training images of one model. Beside the searches of the library stand (a) the same PGD with all its 50 steps taken before it looks, and (b) a plain loop over
@@ -21,11 +21,12 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
-from methods_cifar10 import Experiment  # beside this script
 from torch import Tensor, nn
 from torch.nn import functional
 
 from expunge.attacks import NearestAttack, NearestDDN, NearestFGSM, NearestL2PGD
+from expunge.bench import read_plan
+from expunge.bench.point import points
 from expunge.data.images import Samples
 from expunge.data.load import load_data
 from expunge.errors import AdversarialSearchFailed
@@ -33,6 +34,7 @@ from expunge.models import architecture, load_model
 from expunge.provenance import hardware, provenance
 from expunge.training.recipe import Recipe, train_model
 
+PLAN = Path(__file__).parents[1] / "plans" / "amun_cifar10_random10.toml"
 COLUMNS = (
     "search", "n", "found", "mean distance", "median distance", "passes / image", "times fewer passes", "nearer", "seconds", "ms / image",
 )  # fmt: skip
@@ -110,8 +112,8 @@ def plain_loop(model: nn.Module, data: Samples, eps_init: float, steps: int = 50
 def prepare(options: argparse.Namespace) -> tuple[nn.Module, Samples]:
     train, _ = load_data(options.data, root=options.root)
     if options.store:
-        experiment = Experiment(argparse.Namespace(setting="random", root=options.root, store=options.store))
-        train, model = experiment.train, experiment.model("original", 0)
+        (point,) = points(read_plan(PLAN, "cpu"), options.store, options.root)
+        train, model = point.split.train, point.model("originals")
     elif options.model:
         model = load_model(options.model)
     else:

@@ -3,6 +3,10 @@
 import os
 import pathlib
 import signal
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import nn
 
 # A shell without job control starts background jobs deaf to Ctrl-C, and so would be the commands that tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -16,20 +20,19 @@ install_import_hook(
 )
 
 import pytest
-import torch
-from torch import nn
 
-import expunge
-from expunge.data.images import ImageData
-from expunge.data.split import Split, forget_classes, forget_samples
-from expunge.training.recipe import Recipe, train_model
-from toys import toy_net
+import expunge  # light; torch and the toys are imported where they are needed, for the process that hands tests to workers needs neither
 
-torch.set_num_threads(1)
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
-def digits() -> tuple[ImageData, ImageData]:
+def digits() -> "tuple[expunge.ImageData, expunge.ImageData]":
     """The digits that come with scikit-learn: 1000 to train, 797 to test."""
     return expunge.load_data("digits")
 
@@ -44,23 +47,30 @@ def real_data() -> pathlib.Path:
 
 
 @pytest.fixture(scope="session")
-def memorised(digits) -> tuple[nn.Module, Split, ImageData]:
+def memorised(digits) -> "tuple[nn.Module, expunge.Split, expunge.ImageData]":
     """A network that has learnt 128 digits by heart, 16 of which must leave; and 400 test digits.
 
     The 16 carry wrong labels: nothing but memory tells them, so that forgetting shows.
     """
-    labels, forget = digits[0].labels[:128].clone(), torch.arange(0, 128, 8)
-    labels[forget] = (labels[forget] + 1) % 10
-    train = ImageData(digits[0].images[:128], labels, digits[0].classes)
-    test = ImageData(digits[1].images[:400], digits[1].labels[:400], digits[1].classes)
-    model = train_model(toy_net, train, Recipe(epochs=60, lr=0.1, batch_size=16), seed=0, device="cpu")
-    return model, forget_samples(train, forget), test
+    train = part(digits[0], 128)
+    forget = range(0, 128, 8)
+    train.labels[forget] = (train.labels[forget] + 1) % 10
+    return trained(train, epochs=60), expunge.forget_samples(train, forget), part(digits[1], 400)
 
 
 @pytest.fixture(scope="session")
-def memorised_class(digits) -> tuple[nn.Module, Split, ImageData]:
+def memorised_class(digits) -> "tuple[nn.Module, expunge.Split, expunge.ImageData]":
     """A network that has learnt 128 digits, all threes of which must leave; and 400 test digits."""
-    train = ImageData(digits[0].images[:128], digits[0].labels[:128], digits[0].classes)
-    test = ImageData(digits[1].images[:400], digits[1].labels[:400], digits[1].classes)
-    model = train_model(toy_net, train, Recipe(epochs=30, lr=0.1, batch_size=16), seed=0, device="cpu")
-    return model, forget_classes(train, [3]), test
+    train = part(digits[0], 128)
+    return trained(train, epochs=30), expunge.forget_classes(train, [3]), part(digits[1], 400)
+
+
+def part(data: "expunge.ImageData", n: int) -> "expunge.ImageData":
+    return expunge.ImageData(data.images[:n], data.labels[:n].clone(), data.classes)
+
+
+def trained(train: "expunge.ImageData", epochs: int) -> "nn.Module":
+    from toys import toy_net
+
+    recipe = expunge.Recipe(epochs=epochs, lr=0.1, batch_size=16)
+    return expunge.train_model(toy_net, train, recipe, seed=0, device="cpu")

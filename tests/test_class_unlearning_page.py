@@ -7,6 +7,7 @@ import expunge
 
 PAGE = pathlib.Path(__file__).parents[1] / "docs" / "class_unlearning.md"
 QUICK = [("epochs=40", "epochs=1"), ("n=8", "n=6"), ("TRW(batch", "TRW(epochs=1, batch"), ('store="runs"', 'store="runs", workers=1'), ("range(100)", "range(40)"),
+         ('load_data("digits")', 'load_data("digits"); train, test = (part.subset(range(300)) for part in (train, test))'),
          ("DELETE()", "DELETE(epochs=1, until=None)"), ("FineTune(", "FineTune(epochs=1, ")]  # fmt: skip
 
 

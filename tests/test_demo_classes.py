@@ -4,6 +4,8 @@ import dataclasses
 
 import pytest
 
+from expunge import demo_classes
+from expunge.data.load import load_data
 from expunge.demo_classes import ClassDemo
 from expunge.errors import ConfigError
 from expunge.methods import DELETE, FineTune
@@ -12,13 +14,20 @@ from expunge.store import Store
 from expunge.training.recipe import Recipe
 
 SMALL = ClassDemo(
-    digit=3, n=6, recipe=Recipe(epochs=2, lr=0.05, batch_size=64),
-    methods={"DELETE": DELETE(epochs=1, lr=1e-3, until=None), "FineTune": FineTune(epochs=1, batch_size=64)},
+    digit=3, n=6, recipe=Recipe(epochs=2, lr=0.05, batch_size=16),
+    methods={"DELETE": DELETE(epochs=1, lr=1e-3, until=None), "FineTune": FineTune(epochs=1, batch_size=32)},
 )  # fmt: skip
 
 
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C, at a known moment."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_digits():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo_classes, "load_data", lambda name: tuple(part.subset(range(300)) for part in load_data(name)))
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -31,7 +31,9 @@ def load(name):
 
 
 def test_examples_are_short_and_all_of_them_run_here():
-    assert {path.stem for path in SCRIPTS} == {"forget_a_person", "forget_samples", "own_model_and_data", "several_requests"}
+    assert {path.stem for path in SCRIPTS} == {
+        *("audit_a_model", "benchmark_methods", "clip_and_forget", "forget_a_person", "forget_samples", "several_requests")
+    }
     assert all(len(path.read_text().splitlines()) <= 60 for path in SCRIPTS)
 
 
@@ -64,15 +66,31 @@ def test_forget_a_person(people, capsys):
     assert "cai must leave a classifier of 4 people" in capsys.readouterr().out
 
 
-def test_own_model_and_data(tmp_path, digits):
-    torch.manual_seed(3)  # the script draws weights from the global generator; with some, no adversarial example is near
-    for i in range(24):
-        image = to_pil_image(digits[0].images[i].repeat(3, 1, 1))
-        (tmp_path / digits[0].classes[int(digits[0].labels[i]) % 2]).mkdir(exist_ok=True)
-        image.save(tmp_path / digits[0].classes[int(digits[0].labels[i]) % 2] / f"{i}.png")
-    train, split = load("own_model_and_data").main(str(tmp_path), epochs=1)
-    assert train.augment == expunge.Augment(4, True) and train.images.dtype == torch.uint8
-    assert float(train.fetch(torch.arange(24)).min()) >= 0 and len(split.forget) == 3
+def test_audit_a_model(tmp_path, capsys):
+    from_logits, from_checkpoints = load("audit_a_model").main(str(tmp_path), epochs=2)
+    assert from_logits.reference is None and from_checkpoints.reference == "retrained"
+    rows = {row.name: row for row in from_checkpoints.models}
+    assert list(rows) == ["original", "claim A", "claim B", "retrained", "retrained 2", "retrained 3"]
+    for row in from_logits.models:  # the file says what the checkpoints do
+        for group in ("forget", "retain", "test"):
+            torch.testing.assert_close(row.margins[group], rows[row.name].margins[group], rtol=0, atol=1e-4)
+    assert {"From a file of logits", "From checkpoints"} <= set(capsys.readouterr().out.splitlines())
+
+
+def test_benchmark_methods(tmp_path, capsys):
+    results = load("benchmark_methods").main(str(tmp_path), seeds=1, shadows=0, tuning=0, epochs=2, n_train=100, workers=1)
+    names = [row.name for row in results.points[0].rows]
+    assert {"AMUN", "AMUN without retain data", "SalUn", "fine-tuning", "random labels"} <= set(names)
+    assert "cells: 0 done" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore::expunge.errors.AdversarialSearchFailed")  # after one epoch
+def test_clip_and_forget(capsys):
+    torch.manual_seed(0)
+    audits = load("clip_and_forget").main(max_norm=2.0, epochs=1, n_forget=2, n_retrained=1)
+    plain, clipped = (audits[name].spectra["original"].norms for name in ("plain", "clipped"))
+    layers = [name for name in plain if name.endswith(".0") or name == "1.6"]  # convolutions and the linear layer
+    assert len(layers) == 4 and max(clipped[name] for name in layers) <= 2.06 < max(plain[name] for name in layers)
 
 
 def test_several_requests():

@@ -2,12 +2,14 @@
 
 import ast
 import pathlib
+import runpy
 import subprocess
 import sys
 
 import expunge
 
 SOURCE = pathlib.Path(expunge.__file__).parent
+DOCS = pathlib.Path(__file__).parents[1] / "docs"
 LAYERS = [
     {"errors", "checks", "types", "rng", "progress", "provenance", "modes", "device", "costs", "ranks"},
     {"store", "data", "models"},
@@ -44,6 +46,13 @@ def imports_of(path: pathlib.Path) -> set[str]:
 
 def test_every_part_has_a_layer():
     assert {part_of(path) for path in SOURCE.rglob("*.py")} == set(LEVEL)
+
+
+def test_the_page_on_architecture_and_its_picture_show_these_layers():
+    draw = runpy.run_path(str(DOCS / "images" / "draw_layers.py"))
+    on_page = draw["layers_on"]((DOCS / "architecture.md").read_text(encoding="utf-8"))
+    assert {level: set(parts) for level, _, parts in on_page} == dict(enumerate(LAYERS))
+    assert draw["PICTURE"].read_text(encoding="utf-8") == draw["drawn"](on_page), "python docs/images/draw_layers.py draws it anew"
 
 
 def test_no_layer_reaches_up():

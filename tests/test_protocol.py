@@ -10,6 +10,7 @@ from expunge import PROTOCOLS, standard_audit
 from expunge.audits.verdict import CANNOT_TELL, DISTINGUISHABLE
 from expunge.errors import ConfigError, DataError, MissingError
 from expunge.methods import FineTune, RandomLabel, Retrain
+from expunge.protocol import _retrained
 from expunge.store import Store
 from expunge.training.recipe import Recipe
 from toys import toy_net
@@ -17,19 +18,34 @@ from toys import toy_net
 RECIPE = Recipe(epochs=10, lr=0.1, batch_size=32)
 
 
+SHORT = dataclasses.replace(PROTOCOLS["standard-1"], n_shadows=8)  # fewer shadow models, so that a test takes seconds; all else is as it is
+
+
 @pytest.fixture
 def short(monkeypatch):
-    """The protocol with fewer shadow models, so that a test takes seconds; all else is as it is."""
-    rules = dataclasses.replace(PROTOCOLS["standard-1"], n_shadows=8)
-    monkeypatch.setitem(PROTOCOLS, "standard-1", rules)
-    return rules
+    monkeypatch.setitem(PROTOCOLS, "standard-1", SHORT)
+
+
+@pytest.fixture(scope="module")
+def given(memorised):
+    model, split, test = memorised
+    return [model, FineTune(epochs=1, batch_size=16)(model, split), split, test]
+
+
+@pytest.fixture(scope="module")
+def audited(given, tmp_path_factory):
+    """An audit with an empty store: the result, the kinds of all cells that are there afterwards, and the options."""
+    options = {"build": toy_net, "recipe": RECIPE, "store": tmp_path_factory.mktemp("runs"), "workers": 1, "device": "cpu"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(PROTOCOLS, "standard-1", SHORT)
+        result = standard_audit(*given, **options)
+    return result, [cell.kind for cell in Store(options["store"]).cells()], options
 
 
 @pytest.fixture
-def arguments(memorised, tmp_path):
-    model, split, test = memorised
-    unlearned = FineTune(epochs=1, batch_size=16)(model, split)
-    return [model, unlearned, split, test], {"build": toy_net, "recipe": RECIPE, "store": tmp_path, "workers": 1, "device": "cpu"}
+def arguments(given, audited):
+    """With the store of that audit: what the protocol has trained, it does not train again."""
+    return given, audited[2]
 
 
 def test_standard_1_is_what_it_was():
@@ -41,14 +57,12 @@ def test_standard_1_is_what_it_was():
     )
 
 
-def test_what_is_missing_is_trained_once_and_every_anchor_is_there(short, arguments):
-    given, options = arguments
-    result = standard_audit(*given, **options)
+def test_what_is_missing_is_trained_once_and_every_anchor_is_there(short, given, audited):
+    result, kinds, options = audited
     assert [m.name for m in result.models] == ["original", "unlearned", "control", "retrained", "retrained 2", "retrained 3"]
     assert [v.model for v in result.verdicts] == ["original", "unlearned", "control"] and result.protocol == "standard-1"
     assert result.sizes["shadow_models"] == 8 and result.floor is not None
     assert result.to_dict()["protocol"] == "standard-1"
-    kinds = [cell.kind for cell in Store(options["store"]).cells()]
     assert (kinds.count("retrained"), kinds.count("shadow"), kinds.count("unlearned")) == (3, 8, 1)
     with expunge.measure_cost() as cost:
         again = standard_audit(*given, **options)
@@ -56,11 +70,30 @@ def test_what_is_missing_is_trained_once_and_every_anchor_is_there(short, argume
     assert again["RMIA", "unlearned"].auc == result["RMIA", "unlearned"].auc
 
 
-def test_the_original_that_knows_wrong_labels_by_heart_is_told_from_retraining(short, arguments):
-    given, options = arguments
-    result = standard_audit(*given, **options)
+def test_the_original_that_knows_wrong_labels_by_heart_is_told_from_retraining(audited):
+    result, _, _ = audited
     assert result.verdict("original").word == DISTINGUISHABLE
     assert "corrected for 3 comparisons" in result.verdict("original").text
+
+
+class NothingTrained(Exception):
+    """Instead of training."""
+
+
+def test_a_second_request_is_held_against_models_of_the_samples_that_were_left(given, tmp_path, monkeypatch):
+    """Positions, not ids: in a training set that is a part of another they differ."""
+    asked = []
+
+    def train_nothing(tasks, data, *args, **kwargs):
+        asked.append(data.fetch(tasks[0].positions))
+        raise NothingTrained
+
+    monkeypatch.setattr("expunge.protocol.train_fleet", train_nothing)
+    _, _, split, test = given
+    second = expunge.forget_samples(split.retain, [0, 5])
+    with pytest.raises(NothingTrained):
+        _retrained(second, test, toy_net, RECIPE, Store(tmp_path), SHORT, [])
+    assert torch.equal(asked[0], second.retain.fetch(torch.arange(len(second.retain))))
 
 
 def test_retrained_models_that_are_there_are_taken_and_the_rest_is_trained(short, arguments):
@@ -80,15 +113,14 @@ def test_a_retrained_model_that_the_protocol_would_train_itself_is_not_counted_t
     assert not any(torch.equal(margins[i], margins[j]) for i, j in ((0, 1), (0, 2), (1, 2)))
 
 
-def test_a_control_that_is_not_seen_raises_a_flag_and_one_that_is_does_not(short, arguments, monkeypatch):
+def test_a_control_that_is_not_seen_raises_a_flag_and_one_that_is_does_not(audited, arguments, monkeypatch):
     (model, unlearned, split, test), options = arguments
-    names = {flag.name for flag in standard_audit(model, unlearned, split, test, **options).flags}
-    nothing_done = dataclasses.replace(short, control=RandomLabel(epochs=1, lr=1e-12))
+    nothing_done = dataclasses.replace(SHORT, control=RandomLabel(epochs=1, lr=1e-12))
     monkeypatch.setitem(PROTOCOLS, "standard-1", nothing_done)
     retrained = Retrain(build=toy_net, recipe=RECIPE)(model, split, seed=9)  # an original that never saw the forget set: nothing to be seen
     blind = standard_audit(retrained, unlearned, split, test, **options)
     assert blind.verdict("control").word == CANNOT_TELL and "ControlUndetected" in {flag.name for flag in blind.flags}
-    assert "ControlUndetected" not in names
+    assert "ControlUndetected" not in {flag.name for flag in audited[0].flags}
 
 
 def test_a_protocol_that_is_bent_is_refused(short, arguments):
@@ -108,8 +140,9 @@ def test_a_protocol_that_is_bent_is_refused(short, arguments):
         standard_audit(model, unlearned, split, test, shadows=few, **options)
 
 
-def test_whole_classes_are_held_against_their_answers_too(short, memorised_class, tmp_path):
+def test_whole_classes_are_held_against_their_answers_too(memorised_class, tmp_path, monkeypatch):
     model, split, test = memorised_class
+    monkeypatch.setitem(PROTOCOLS, "standard-1", dataclasses.replace(SHORT, n_shadows=4))
     result = standard_audit(model, model, split, test, build=toy_net, recipe=RECIPE, store=tmp_path, workers=1, device="cpu")
     verdict = result.verdict("unlearned")
     assert verdict.word == DISTINGUISHABLE and any(c.name == "probability of 3" for c in verdict.contrasts)

@@ -1,3 +1,4 @@
+import dataclasses
 import random
 
 import numpy as np
@@ -6,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from expunge import rng
+from expunge import attacks, audits, demo, rng
 from expunge.errors import ConfigError
 
 
@@ -35,6 +36,24 @@ def test_fork_leaves_the_world_as_it_was_even_after_an_error():
 def test_a_bad_seed_is_refused(seed):
     with pytest.raises(ConfigError, match="seed must be an integer"), rng.fork(seed):
         pass
+
+
+SEEDED = [
+    kind
+    for module in (attacks, audits, demo)
+    for kind in vars(module).values()
+    if dataclasses.is_dataclass(kind) and any(f.name == "seed" and "bounds" in f.metadata for f in dataclasses.fields(kind))
+]
+
+
+@pytest.mark.parametrize("kind", SEEDED, ids=lambda kind: kind.__name__)
+def test_a_bad_seed_is_refused_where_it_is_given_and_not_deep_inside(kind):
+    bounds = {f.name: f.metadata for f in dataclasses.fields(kind)}["seed"]["bounds"]
+    highest = bounds["lt"] - 1
+    assert bounds["ge"] == 0 and kind(seed=highest).seed == highest
+    for seed in (-1, highest + 1):
+        with pytest.raises(ConfigError, match=rf"seed must be an integer ≥ 0 and < 2\*\*\d\d; got {seed}"):
+            kind(seed=seed)
 
 
 @given(st.integers(0, 2**63 - 1), st.integers(0, 1000), st.lists(st.integers(0, 10**9), min_size=1, max_size=20))
@@ -68,3 +87,17 @@ def test_derived_seeds_differ_by_purpose():
     seeds = {rng.derive(s, a, b) for s in range(10) for a in range(10) for b in range(10)}
     assert len(seeds) == 1000
     assert all(0 <= s < 2**63 for s in seeds)
+
+
+def test_the_cpus_generators_are_forked_like_all_and_a_private_one_touches_none():
+    with rng.fork(7):
+        first, second = draws(), draws()
+    with rng.fork(0):
+        expected = draws()
+    with rng.fork(0):
+        with pytest.raises(RuntimeError), rng.fork_cpu(7):
+            assert draws() == first
+            torch.rand(3, generator=rng.generator(0))
+            assert draws() == second
+            raise RuntimeError
+        assert draws() == expected

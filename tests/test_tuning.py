@@ -10,7 +10,7 @@ from expunge import FineTune, GradientAscent, Recipe, Retrain, forget_classes, f
 from expunge.errors import ConfigError, DataError, ModelError
 from expunge.metrics.estimate import Estimate
 from expunge.store import Store
-from expunge.tuning import STEP, Trial, _walk, development_split
+from expunge.tuning import STEP, Trial, _walk, development_split, start_of
 from toys import toy_net
 
 RECIPE = Recipe(epochs=2, lr=0.05, batch_size=64)
@@ -129,11 +129,21 @@ def test_settings_outside_their_range_are_left_out_and_divergence_is_survived(pr
     [
         (FineTune(), {"trials": 0}, "trials must be an integer ≥ 1"),
         (FineTune(), {"field": "learning_rate"}, "field must name a setting of fine_tune.*'learning_rate'"),
-        (expunge.TRW(), {}, "'lr', which is None"),
-        (Retrain(build=toy_net), {}, "field must name a setting of retrain.*None"),
+        (expunge.TRW(), {"field": "until_when"}, "'until_when', which is None"),
+        (expunge.TRW(use_retain=False), {}, "got trw, which finds its step itself"),
+        (Retrain(build=toy_net), {}, "got retrain, which has no step size"),
     ],
 )
 def test_bad_requests_say_what_is_wrong(method, options, message, problem):
     model, train, test = problem
     with pytest.raises(ConfigError, match=message):
         tune(method, model, forget_random(train, 40), test, build=toy_net, recipe=RECIPE, **options)
+
+
+def test_it_starts_from_the_value_that_a_method_really_uses():
+    train, _ = expunge.load_data("digits")
+    classes = expunge.forget_classes(train, [3])
+    assert start_of(expunge.TRW(), classes) == ("lr", 0.01)
+    assert start_of(expunge.SSD(), classes) == ("alpha", pytest.approx(0.5 * len(train) / len(classes.forget)))
+    assert start_of(expunge.FineTune(lr=0.3), classes) == ("lr", 0.3)
+    assert start_of(expunge.FineTune(), classes, "weight_decay") == ("weight_decay", 5e-4)

@@ -2,8 +2,10 @@
 
 import dataclasses
 
+import torch
 from torch import nn
 
+from expunge.attacks import NearestL2PGD
 from expunge.data.images import ImageData, Samples
 from expunge.methods import METHODS, Method
 from expunge.training.loop import sgd
@@ -16,6 +18,23 @@ def toy_net(channels: int = 1, n_classes: int = 10) -> nn.Module:
         nn.Conv2d(channels, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2),
         nn.Conv2d(16, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(128, n_classes),
     )  # fmt: skip
+
+
+class Attending(nn.Module):
+    """A transformer of one layer on rows of pixels, with a parameter that lies in no layer."""
+
+    def __init__(self, side: int = 8, n_classes: int = 3) -> None:
+        super().__init__()
+        self.token = nn.Parameter(torch.zeros(1, 1, side))
+        self.attention, self.norm, self.head = (
+            nn.MultiheadAttention(side, 2, batch_first=True),
+            nn.LayerNorm(side),
+            nn.Linear(side, n_classes),
+        )
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        rows = torch.cat([self.token.expand(len(images), -1, -1), images[:, 0]], 1)
+        return self.head(self.norm(rows + self.attention(rows, rows, rows, need_weights=False)[0])[:, 0])
 
 
 def configured(cls: type[Method], **overrides) -> Method:
@@ -31,6 +50,7 @@ def configured(cls: type[Method], **overrides) -> Method:
         "fisher_samples": 32,
         "n_adversarial": 2,
         "attack_steps": 5,
+        "attack": NearestL2PGD(eps_init=0.2, steps=10),
         "n_made": 200,
         "recipe": Recipe(epochs=3, lr=0.05, batch_size=16),
     } | overrides

@@ -38,10 +38,12 @@ _HOMES = {
     ),
     ".metrics": ("Estimate",),
     ".metrics.signals": ("logit_margin",),
-    ".models": ("Architecture", "architecture", "load_model", "save_model", "with_normalize"),
+    ".models": ("Architecture", "LogitsOnly", "architecture", "load_model", "save_model", "with_normalize"),
+    ".models.lineage": ("unlearning_record",),
     ".progress": ("Progress", "listen"),
     ".protocol": ("PROTOCOLS", "Protocol", "standard_audit"),
     ".ranks": ("RankLost", "distributed"),
+    ".report.model_card": ("model_card",),
     ".spectral.alternatives": ("GradientClip", "Rescale", "SpectralNorm"),
     ".spectral.clip": ("Clip", "clip_model"),
     ".spectral.control": ("SpectralControl",),
@@ -68,94 +70,117 @@ _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = sorted([*_HOME, *_SUBPACKAGES])  # noqa: PLE0605
 
-if TYPE_CHECKING:  # the same names, for type checkers and editors
-    from . import attacks, audits, errors, methods, metrics
+if TYPE_CHECKING:  # the same names, for type checkers and editors; "as" makes them public for these
+    from . import attacks as attacks, audits as audits, errors as errors, methods as methods, metrics as metrics
     from .attacks import (
-        PGD,
-        AdversarialSet,
-        Attacked,
-        AutoAttack,
-        BoundedAttack,
-        NearestAttack,
-        NearestDDN,
-        NearestFGSM,
-        NearestL2PGD,
-        Transfer,
-        accuracy_within,
-        robust_accuracy,
-        transfer,
+        PGD as PGD,
+        AdversarialSet as AdversarialSet,
+        Attacked as Attacked,
+        AutoAttack as AutoAttack,
+        BoundedAttack as BoundedAttack,
+        NearestAttack as NearestAttack,
+        NearestDDN as NearestDDN,
+        NearestFGSM as NearestFGSM,
+        NearestL2PGD as NearestL2PGD,
+        Transfer as Transfer,
+        accuracy_within as accuracy_within,
+        robust_accuracy as robust_accuracy,
+        transfer as transfer,
     )
-    from .auditing import answers_of, audit, audit_answers
-    from .audits import MIANN, RMIA, LiRA, LossThreshold, MembershipAudit, read_answers, save_answers
-    from .audits.factors import Factors
-    from .audits.result import Audit
-    from .bench import ForgetClasses, ForgetRandom, ForgetSamples, Plan
-    from .costs import Cost, measure_cost
-    from .data.from_dataset import from_dataset, normalization_of
-    from .data.images import Augment, ImageData, Samples, relabel
-    from .data.load import load_data
-    from .data.split import Split, forget_classes, forget_only, forget_random, forget_samples
-    from .data.stream import StreamedData
-    from .diagnosis import factors
-    from .errors import ExpungeError, HealthFlag
-    from .leakage import class_leakage, sample_leakage
+    from .auditing import answers_of as answers_of, audit as audit, audit_answers as audit_answers
+    from .audits import (
+        MIANN as MIANN,
+        RMIA as RMIA,
+        LiRA as LiRA,
+        LossThreshold as LossThreshold,
+        MembershipAudit as MembershipAudit,
+        read_answers as read_answers,
+        save_answers as save_answers,
+    )
+    from .audits.factors import Factors as Factors
+    from .audits.result import Audit as Audit
+    from .bench import ForgetClasses as ForgetClasses, ForgetRandom as ForgetRandom, ForgetSamples as ForgetSamples, Plan as Plan
+    from .costs import Cost as Cost, measure_cost as measure_cost
+    from .data.from_dataset import from_dataset as from_dataset, normalization_of as normalization_of
+    from .data.images import Augment as Augment, ImageData as ImageData, Samples as Samples, relabel as relabel
+    from .data.load import load_data as load_data
+    from .data.split import (
+        Split as Split,
+        forget_classes as forget_classes,
+        forget_only as forget_only,
+        forget_random as forget_random,
+        forget_samples as forget_samples,
+    )
+    from .data.stream import StreamedData as StreamedData
+    from .diagnosis import factors as factors
+    from .errors import ExpungeError as ExpungeError, HealthFlag as HealthFlag
+    from .leakage import class_leakage as class_leakage, sample_leakage as sample_leakage
     from .methods import (
-        AMUN,
-        DELETE,
-        ESC,
-        L2UL,
-        SCAR,
-        SCRUB,
-        SSD,
-        TRW,
-        UNSIR,
-        BadTeacher,
-        BoundaryExpanding,
-        BoundaryShrink,
-        CFk,
-        EUk,
-        FineTune,
-        FisherForgetting,
-        GradientAscent,
-        InfluenceUnlearning,
-        JiT,
-        L1Sparse,
-        Method,
-        MUMis,
-        NegGradPlus,
-        RandomLabel,
-        Retrain,
-        SalUn,
-        SVDUnlearn,
-        calibrate_trw,
-        unlearn_sequentially,
+        AMUN as AMUN,
+        DELETE as DELETE,
+        ESC as ESC,
+        L2UL as L2UL,
+        SCAR as SCAR,
+        SCRUB as SCRUB,
+        SSD as SSD,
+        TRW as TRW,
+        UNSIR as UNSIR,
+        BadTeacher as BadTeacher,
+        BoundaryExpanding as BoundaryExpanding,
+        BoundaryShrink as BoundaryShrink,
+        CFk as CFk,
+        EUk as EUk,
+        FineTune as FineTune,
+        FisherForgetting as FisherForgetting,
+        GradientAscent as GradientAscent,
+        InfluenceUnlearning as InfluenceUnlearning,
+        JiT as JiT,
+        L1Sparse as L1Sparse,
+        Method as Method,
+        MUMis as MUMis,
+        NegGradPlus as NegGradPlus,
+        RandomLabel as RandomLabel,
+        Retrain as Retrain,
+        SalUn as SalUn,
+        SVDUnlearn as SVDUnlearn,
+        calibrate_trw as calibrate_trw,
+        unlearn_sequentially as unlearn_sequentially,
     )
-    from .metrics import Estimate
-    from .metrics.signals import logit_margin
-    from .models import Architecture, architecture, load_model, save_model, with_normalize
-    from .progress import Progress, listen
-    from .protocol import PROTOCOLS, Protocol, standard_audit
-    from .ranks import RankLost, distributed
-    from .spectral.alternatives import GradientClip, Rescale, SpectralNorm
-    from .spectral.clip import Clip, clip_model
-    from .spectral.control import SpectralControl
-    from .spectral.fourier import FFTClip, GramRescale, gram_bound
-    from .spectral.spectrum import Spectrum, spectrum
-    from .spectral.values import SingularValues, singular_values
-    from .training.class_shadows import ClassShadows, train_class_shadows
-    from .training.executors import Ray, Slurm
-    from .training.fleet import TrainTask, train_fleet
-    from .training.importances import Importances, importances
-    from .training.inference import logits_of
-    from .training.loop import sgd
-    from .training.masks import load_mask, save_mask
-    from .training.recipe import Recipe, train_model
-    from .training.recipes import RECIPES, recipe
-    from .training.saliency import saliency_mask
-    from .training.schedules import Constant, Cosine, MultiStep, Step, Triangular
-    from .training.shadow import ShadowModels, train_shadow_models
-    from .training.sisa import SISA, train_sisa
-    from .tuning import Tuning, development_split, tune
+    from .metrics import Estimate as Estimate
+    from .metrics.signals import logit_margin as logit_margin
+    from .models import (
+        Architecture as Architecture,
+        LogitsOnly as LogitsOnly,
+        architecture as architecture,
+        load_model as load_model,
+        save_model as save_model,
+        with_normalize as with_normalize,
+    )
+    from .models.lineage import unlearning_record as unlearning_record
+    from .progress import Progress as Progress, listen as listen
+    from .protocol import PROTOCOLS as PROTOCOLS, Protocol as Protocol, standard_audit as standard_audit
+    from .ranks import RankLost as RankLost, distributed as distributed
+    from .report.model_card import model_card as model_card
+    from .spectral.alternatives import GradientClip as GradientClip, Rescale as Rescale, SpectralNorm as SpectralNorm
+    from .spectral.clip import Clip as Clip, clip_model as clip_model
+    from .spectral.control import SpectralControl as SpectralControl
+    from .spectral.fourier import FFTClip as FFTClip, GramRescale as GramRescale, gram_bound as gram_bound
+    from .spectral.spectrum import Spectrum as Spectrum, spectrum as spectrum
+    from .spectral.values import SingularValues as SingularValues, singular_values as singular_values
+    from .training.class_shadows import ClassShadows as ClassShadows, train_class_shadows as train_class_shadows
+    from .training.executors import Ray as Ray, Slurm as Slurm
+    from .training.fleet import TrainTask as TrainTask, train_fleet as train_fleet
+    from .training.importances import Importances as Importances, importances as importances
+    from .training.inference import logits_of as logits_of
+    from .training.loop import sgd as sgd
+    from .training.masks import load_mask as load_mask, save_mask as save_mask
+    from .training.recipe import Recipe as Recipe, train_model as train_model
+    from .training.recipes import RECIPES as RECIPES, recipe as recipe
+    from .training.saliency import saliency_mask as saliency_mask
+    from .training.schedules import Constant as Constant, Cosine as Cosine, MultiStep as MultiStep, Step as Step, Triangular as Triangular
+    from .training.shadow import ShadowModels as ShadowModels, train_shadow_models as train_shadow_models
+    from .training.sisa import SISA as SISA, train_sisa as train_sisa
+    from .tuning import Tuning as Tuning, development_split as development_split, tune as tune
 
 
 def __getattr__(name: str) -> Any:

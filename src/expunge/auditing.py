@@ -7,6 +7,7 @@ whose answers are compared with the retrained models'. The function is the proto
 
 import warnings
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,8 +30,10 @@ from .checks import choose
 from .data.images import Samples, places
 from .data.split import Split
 from .device import device_of, resolve_device
-from .errors import ConfigError, DataError, HealthFlag
+from .errors import ConfigError, DataError, HealthFlag, ModelError
 from .metrics.signals import check_logits
+from .models.checkpoint import model_hash
+from .models.lineage import describe_split
 from .report import thumbnail
 from .spectral.spectrum import Spectrum
 from .training.inference import check_model, logits_of
@@ -112,7 +115,8 @@ def audit(
     progress.report("scoring models", len(named), len(named))
     result = assemble(
         answers, audited, named_attacks, reference=reference_name, fpr=fpr, flags=flags, details=details, seconds=seconds, leakage=leakage,
-        title=title, protocol=protocol, factors=dict(factors or {}), spectra=dict(spectra or {}), measures=measure(measures, named, split, test, reference=reference, device=device) if measures else [],
+        title=title, protocol=protocol, hashes={name: _hash(model) for name, model in named.items()}, forget=describe_split(split),
+        factors=dict(factors or {}), spectra=dict(spectra or {}), measures=measure(measures, named, split, test, reference=reference, device=device) if measures else [],
     )  # fmt: skip
     _show_exposed(result, split.forget)
     return result
@@ -136,11 +140,19 @@ def answers_of(
     The arguments, and what is raised, are those of `audit`; `audit_answers(found.logits, found.audited)` gives its result.
 
     Cost: one forward pass of each model over `split.train` and `test`. In memory: K numbers for each model and sample.
+
+    Example:
+        >>> import expunge
+        >>> train, test = expunge.load_data("digits")
+        >>> model, split = expunge.architecture("small", train)(), expunge.forget_random(train, 20)
+        >>> found = expunge.answers_of({"original": model}, split, test)
+        >>> {group: tuple(logits.shape) for group, logits in found.logits["original"].items()}
+        {'forget': (20, 10), 'retain': (980, 10), 'test': (797, 10)}
     """
     audited, groups = _audited(split, test, shadows)
     flags: list[Flag] = []
     logits = {name: _logits(name, model, groups, device, flags) for name, model in _flat(models).items()}
-    return Answers(audited, logits, flags, labels_only=False)
+    return Answers(audited, logits, flags)
 
 
 def audit_answers(
@@ -206,9 +218,11 @@ def _audited(split: Split, test: Samples, shadows: ShadowModels | None) -> tuple
         )
     _check_unseen(split.train, test)
     unseen = unseen_groups(test.labels, split.forget_classes, test.classes)
-    groups = {"forget": split.forget} | ({"retain": split.retain} if split.has_retain else {})
+    groups: dict[str, Samples] = {"forget": split.forget}
+    if split.has_retain:
+        groups["retain"] = split.retain
     groups |= {name: test.subset(positions) if len(unseen) > 1 else test for name, positions in unseen.items()}
-    seen = {}
+    seen: dict[str, Any] = {}
     if shadows is not None:
         nonmembers = groups["forget_test" if "forget_test" in groups else "test"]
         columns = shadows.columns(split.forget, nonmembers)
@@ -289,6 +303,14 @@ def _flat(models: Models) -> dict[str, nn.Module]:
     if not named:
         raise ConfigError("an audit needs at least one model; got none. Pass {'original': model, 'unlearned': …, 'retrained': …}.")
     return named
+
+
+def _hash(model: nn.Module) -> str | None:
+    """Of its weights; None where a model holds more than tensors, which must not cost the audit."""
+    try:
+        return model_hash(model)
+    except ModelError:
+        return None
 
 
 def _logits(name: str, model: nn.Module, groups: Mapping[str, Samples], device: str | torch.device, flags: list[Flag]) -> dict[str, Tensor]:

@@ -32,12 +32,12 @@ BOUNDS = {
 def setting(
     default: Any = dataclasses.MISSING,
     *,
-    ge=None,
-    gt=None,
-    le=None,
-    lt=None,
+    ge: float | None = None,
+    gt: float | None = None,
+    le: float | None = None,
+    lt: float | None = None,
     choices: tuple[str, ...] | None = None,
-    factory=dataclasses.MISSING,
+    factory: Any = dataclasses.MISSING,
     later: bool = False,
 ) -> Any:
     """A dataclass field that knows its range; `check_settings` enforces it.
@@ -65,8 +65,13 @@ def describe(kind: Any, metadata: Any) -> str:
     if metadata.get("choices"):
         return "one of " + ", ".join(map(repr, metadata["choices"]))
     words = " or ".join(_name(k) for k in _kinds(kind))
-    bounds = " and ".join(f"{BOUNDS[name][0]} {bound:g}" for name, bound in metadata.get("bounds", {}).items())
+    bounds = " and ".join(f"{BOUNDS[name][0]} {_bound(bound)}" for name, bound in metadata.get("bounds", {}).items())
     return f"{words} {bounds}".strip()
+
+
+def _bound(bound: float) -> str:
+    """In words that one can type again: 9.22337e+18 is not 2**63."""
+    return f"2**{bound.bit_length() - 1}" if isinstance(bound, int) and bound > 2**20 else f"{bound:g}"
 
 
 def _allowed(value: Any, kind: Any, metadata: Any) -> bool:
@@ -104,19 +109,23 @@ def is_integer(value: Any, at_least: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= at_least
 
 
-def choose(kind: str, name: str, known: Iterable[str], remedy: str) -> str:
-    """Returns `name` if it is known; otherwise raises MissingError with the nearest known name and a remedy.
+def choose(kind: str, name: str, known: Iterable[str], remedy: str = "") -> str:
+    """Returns `name` if it is known; otherwise raises MissingError with the nearest known name, or all of them, and a remedy if there is another than to pass one of these.
 
     Example:
         >>> choose("method", "amnu", ["amun", "fine_tune"], "`expunge list methods` shows all")
         Traceback (most recent call last):
         expunge.errors.MissingError: no method named 'amnu'; did you mean 'amun'? `expunge list methods` shows all
+        >>> choose("norm", "max", ["l2", "linf"])
+        Traceback (most recent call last):
+        expunge.errors.MissingError: no norm named 'max'; known: l2, linf. Pass one of these.
     """
     known = list(known)
     if name in known:
         return name
     close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
-    hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known[:20])}{', …' if len(known) > 20 else ''}."
+    hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known[:20]) or 'none'}{', …' if len(known) > 20 else ''}."
+    remedy = remedy or ("Pass one of these." if known and not close else "")
     raise MissingError(f"no {kind} named {name!r}; {hint} {remedy}".strip())
 
 

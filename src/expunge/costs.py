@@ -36,9 +36,9 @@ class Cost:
         ({'data': 30}, 1.0)
     """
 
-    forward: Counter = field(default_factory=Counter)
-    backward: Counter = field(default_factory=Counter)
-    input_gradients: Counter = field(default_factory=Counter)
+    forward: Counter[str] = field(default_factory=Counter)
+    backward: Counter[str] = field(default_factory=Counter)
+    input_gradients: Counter[str] = field(default_factory=Counter)
     seconds: float = 0.0
     peak_memory: int | None = None
 
@@ -147,7 +147,7 @@ class _Memory:
 
     def risen(self) -> int | None:
         self.note()
-        return None if self.peak is None else self.peak - self.first
+        return None if self.peak is None or self.first is None else self.peak - self.first
 
 
 def _resident(kind: str) -> int | None:

@@ -21,6 +21,7 @@ from .data.pool import pool
 from .data.split import Split, forget_random
 from .methods import AMUN, FineTune, Method
 from .models import Architecture, architecture
+from .rng import seed_setting
 from .store import Store
 from .stored import unlearn_stored
 from .training.fleet import TrainTask, load_trained, train_fleet
@@ -42,7 +43,7 @@ class Demo:
         n_shadows: shadow models, even, ≥ 16.
         recipe: how all of them are trained. Without weight decay, so that the network learns its digits by heart.
         methods: what is compared, by name. Learning rates were chosen on another forget set, without looking at a retrained model.
-        seed: of the forget set and the methods.
+        seed: in [0, 2**63), of the forget set and the methods.
     """
 
     n_forget: int = setting(100, ge=1)
@@ -56,7 +57,7 @@ class Demo:
             "FineTune": FineTune(lr=0.05, batch_size=64),
         }
     )
-    seed: int = setting(0, ge=0)
+    seed: int = seed_setting()
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -69,12 +70,12 @@ class Demo:
 
         Cost: on two cores less than three minutes; the second time nothing.
         """
-        store = Store(Path(store))
+        kept = Store(Path(store))
         train, test = load_data("digits")
         build = architecture("small", train)
         spec = {"demo": self, "build": build, "data": train.fingerprint, "test": test.fingerprint, "revision": REVISION}
-        cell = store.cell("demo", spec)
-        cell.ensure(lambda: cell.finish(self._audit(store, build, train, test, {"workers": workers, "device": device})))
+        cell = kept.cell("demo", spec)
+        cell.ensure(lambda: cell.finish(self._audit(kept, build, train, test, {"workers": workers, "device": device})))
         return cell.result()
 
     def _audit(self, store: Store, build: Architecture, train: Samples, test: Samples, where: dict[str, Any]) -> dict[str, Any]:
@@ -85,7 +86,7 @@ class Demo:
         unlearned = {}
         for done, (name, method) in enumerate(self.methods.items()):
             progress.report("unlearning", done, len(self.methods), name)
-            with progress.listen(lambda _: None):  # a method's own stages are too short to be shown
+            with progress.silent():  # a method's own stages are too short to be shown
                 unlearned[name] = unlearn_stored(method, original, split, build=build, store=store, seed=self.seed, device=where["device"])
         details = {
             "original": f"trained on all {len(train)} digits: {self.recipe}",
@@ -108,5 +109,5 @@ class Demo:
     def _tasks(self, build: Architecture, split: Split) -> list[TrainTask]:
         """The original, and the retrained models with seeds of their own."""
         everything = torch.arange(len(split.train))
-        kinds = [("original", everything, 0), *(("retrained", split.retain.ids, k) for k in range(1, self.n_retrained + 1))]
+        kinds = [("original", everything, 0), *(("retrained", split.retain.positions, k) for k in range(1, self.n_retrained + 1))]
         return [TrainTask(build=build, recipe=self.recipe, positions=p, seed=s, kind=k, name=f"{k} model {s}") for k, p, s in kinds]

@@ -61,15 +61,15 @@ class ClassDemo:
 
         Cost: about 85 CPU seconds, of which 60 are spread over the workers: a minute or two; the second time nothing.
         """
-        store = Store(Path(store))
+        kept = Store(Path(store))
         train, test = load_data("digits")
         build = architecture("small", train)
         spec = {"demo": self, "build": build, "data": train.fingerprint, "test": test.fingerprint, "revision": REVISION}
-        cell = store.cell("demo", spec)
+        cell = kept.cell("demo", spec)
 
         def work() -> None:
             split = forget_classes(train, [self.digit])
-            shadows = train_class_shadows(build, split, test, n=self.n, recipe=self.recipe, store=store, workers=workers, device=device)
+            shadows = train_class_shadows(build, split, test, n=self.n, recipe=self.recipe, store=kept, workers=workers, device=device)
             cell.finish(self._audit(shadows, device))
 
         cell.ensure(work)
@@ -78,7 +78,7 @@ class ClassDemo:
     def _audit(self, shadows: ClassShadows, device: str | torch.device) -> dict[str, Any]:
         split, original = shadows.split, shadows.original(0)
         leakage = class_leakage(self.methods, shadows, device=device)
-        with progress.listen(lambda _: None):  # all of them are in the store by now
+        with progress.silent():  # all of them are in the store by now
             unlearned = {
                 name: unlearn_stored(
                     method, original, split, build=shadows.build, store=shadows.store, seed=shadows.seeds[0], device=device

@@ -2,11 +2,12 @@
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .errors import ConfigError
+from .errors import ConfigError, ExpungeError
 from .modes import eval_mode
 from .ranks import current
 
@@ -53,7 +54,8 @@ def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
 @contextlib.contextmanager
 def exact_float32() -> Iterator[None]:
     """Turns off TF32 in convolutions and matrix products inside the block; on GPUs cuDNN's convolutions use it unless told otherwise."""
-    operations = [torch.backends.cudnn.conv, torch.backends.cuda.matmul, torch.backends.mkldnn.conv, torch.backends.mkldnn.matmul]
+    backends: Any = torch.backends  # torch does not declare all of its switches
+    operations = [backends.cudnn.conv, backends.cuda.matmul, backends.mkldnn.conv, backends.mkldnn.matmul]
     before = [operation.fp32_precision for operation in operations]
     try:
         for operation in operations:
@@ -62,6 +64,31 @@ def exact_float32() -> Iterator[None]:
     finally:
         for operation, precision in zip(operations, before, strict=True):
             operation.fp32_precision = precision
+
+
+@contextlib.contextmanager
+def without_autocast(device: torch.device) -> Iterator[None]:
+    """A caller's autocast is off inside the block. torch.autocast(enabled=False) would do so too, but in a block of it others keep their copies of weights from step to step."""
+    before = torch.is_autocast_enabled(device.type)
+    try:
+        torch.set_autocast_enabled(device.type, False)
+        yield
+    finally:
+        torch.set_autocast_enabled(device.type, before)
+
+
+@contextlib.contextmanager
+def exact(model: nn.Module) -> Iterator[None]:
+    """For what is computed of a model besides training: eval mode, and float32 without TF32 and without the caller's autocast, inside the block."""
+    with eval_mode(model), exact_float32(), without_autocast(device_of(model)):
+        yield
+
+
+def plain_attention() -> contextlib.AbstractContextManager[None]:
+    """Attention as matrix products and a softmax inside the block, for the fused kernels can be differentiated neither twice nor sample by sample."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    return sdpa_kernel(SDPBackend.MATH)
 
 
 def is_sharded(model: nn.Module) -> bool:
@@ -99,6 +126,8 @@ def _runs_channels_last(model: nn.Module, images: Tensor) -> bool:
     try:
         with eval_mode(model):
             model(images[:2].to(memory_format=torch.channels_last))
-    except RuntimeError:
+    except ExpungeError:
+        raise
+    except (RuntimeError, ValueError, AssertionError):  # the last two are how models of transformers and timm refuse images of another size
         return False
     return True

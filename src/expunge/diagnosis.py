@@ -2,10 +2,10 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
-from scipy.special import bdtr, stdtrit
 from torch import Tensor, nn
 
 from .attacks.adversarial_set import AdversarialSet
@@ -17,14 +17,15 @@ from .data.images import Samples
 from .data.split import Split
 from .errors import ConfigError, DataError
 from .metrics.accuracy import accuracy_of
+from .metrics.agreement import ONE_IMAGE
 from .metrics.answers import half_width
-from .metrics.estimate import Estimate, check_level, unsupported
+from .metrics.estimate import Estimate, check_level, mean_estimate, unsupported
+from .metrics.median import median
 from .metrics.signals import loss
 from .spectral.bound import Bound
 from .spectral.spectrum import spectrum
 from .training.inference import check_model, logits_of
 
-ONE_IMAGE = "one image: nothing is known about others"
 UNLEARNED, RETRAINED = "an unlearned", "a retrained"
 
 
@@ -127,9 +128,9 @@ def _distances(examples: AdversarialSet, bound: Bound, level: float) -> tuple[Es
     stretch = (
         unsupported("needs the bound L", len(distances))
         if bound.value is None
-        else Estimate(*(bound.value * x for x in (mean.value, mean.low, mean.high)), mean.n, mean.note)
+        else Estimate(bound.value * mean.value, bound.value * mean.low, bound.value * mean.high, mean.n, mean.note)
     )
-    return mean, _median(distances, level), stretch
+    return mean, median(distances.tolist(), level=level), stretch
 
 
 def _answers(
@@ -138,8 +139,9 @@ def _answers(
     """What depends on what the models answer: transfer, the terms of C, and C."""
     at = usable(examples)
     if len(at) == 0:
-        none = unsupported(nothing_found(examples), 0)
-        return no_transfer(none.note), LossTerms(none, none, none, none), none
+        why = nothing_found(examples)
+        none = unsupported(why, 0)
+        return no_transfer(why), LossTerms(none, none, none, none), none
     y, y_adv, attacked, clean = examples.true_labels[at], examples.labels[at], examples.subset(at), samples.subset(at)
     transfer = no_transfer(f"needs {RETRAINED} model")
     losses = {"original_adversarial": loss(logits_of(original, attacked).double(), y)[None]}
@@ -164,21 +166,9 @@ def _answers(
 
 def _mean(values: Float[Tensor, "M N"], level: float, least: float = -math.inf) -> Estimate:
     """The mean over M models and N images, with an interval over both; `least` is the smallest that a mean can be."""
-    (n_models, n), value = values.shape, float(values.mean())
+    (n_models, n), images = values.shape, mean_estimate(values.mean(0).tolist(), level)
     if n == 1:
-        return Estimate(value, math.nan, math.nan, 1, ONE_IMAGE)
-    images = float(stdtrit(n - 1, (1 + level) / 2)) * math.sqrt(float(values.mean(0).var()) / n)
+        return replace(images, note=ONE_IMAGE)
     models = half_width(0.0, float(values.mean(1).var()) / n_models, n_models, level) if n_models > 1 else 0.0
-    reach = math.hypot(images, models)
-    return Estimate(value, max(least, value - reach), value + reach, n)
-
-
-def _median(values: Float[Tensor, " N"], level: float) -> Estimate:
-    """The median, between the k-th smallest and the k-th largest value: the largest k for which both lie on its two sides often enough."""
-    n, ordered = len(values), values.sort().values
-    tail = (1 - level) / 2
-    k = sum(bdtr(k, n, 0.5) <= tail for k in range(n // 2))
-    value = float(ordered[(n - 1) // 2] + ordered[n // 2]) / 2
-    if k == 0:
-        return Estimate(value, math.nan, math.nan, n, f"{n} images are too few for an interval of a median")
-    return Estimate(value, float(ordered[k - 1]), float(ordered[n - k]), n)
+    reach = math.hypot(images.high - images.value, models)
+    return Estimate(images.value, max(least, images.value - reach), images.value + reach, n)

@@ -12,7 +12,16 @@ Every message has three parts: what was expected, what was given, and the remedy
 
 
 class ExpungeError(Exception):
-    """Any error that a user of expunge can cause and repair."""
+    """Any error that a user of expunge can cause and repair.
+
+    Example:
+        >>> import expunge
+        >>> try:
+        ...     expunge.Recipe(epochs=0)
+        ... except expunge.ExpungeError as error:
+        ...     print(error)
+        Recipe: epochs must be an integer ≥ 1; got 0.
+    """
 
 
 class ConfigError(ExpungeError, ValueError):
@@ -40,7 +49,19 @@ class MissingError(ExpungeError, LookupError):
 
 
 class HealthFlag(UserWarning):
-    """A sign that a result may not mean what it seems to mean. Each flag has a section in docs/flags.md."""
+    """A sign that a result may not mean what it seems to mean. Each flag has a section in docs/flags.md.
+
+    Example:
+        >>> import warnings, expunge
+        >>> from expunge.errors import NondeterministicModel
+        >>> with warnings.catch_warnings():
+        ...     warnings.simplefilter("error", expunge.HealthFlag)  # stop where a result would mean less than it seems to
+        ...     try:
+        ...         warnings.warn("answers differ", NondeterministicModel, stacklevel=1)
+        ...     except expunge.HealthFlag as flag:
+        ...         print(flag)
+        answers differ
+    """
 
 
 class ProbabilitiesNotLogits(HealthFlag):

@@ -55,6 +55,18 @@ def class_leakage(
     Cost: `len(shadows)` runs of each method, taken from the store where they are done.
 
     Paper: Hayes et al., SaTML 2025, arXiv:2403.01218; the protocol for classes is ours after Kodge et al., TMLR 2024.
+
+    Example:
+        >>> import tempfile, expunge
+        >>> train, test = (data.subset(range(60)) for data in expunge.load_data("digits"))
+        >>> build, recipe = expunge.architecture("small", train), expunge.Recipe(epochs=1)
+        >>> with tempfile.TemporaryDirectory() as store:
+        ...     shadows = expunge.train_class_shadows(
+        ...         build, expunge.forget_classes(train, [3]), test, n=3, recipe=recipe, store=store, executor="serial"
+        ...     )
+        ...     found = class_leakage({"TRW": expunge.TRW(epochs=1)}, shadows)
+        >>> [leakage.name for leakage in found]
+        ['3']
     """
     _check_names(methods)
     views = [_ClassView(shadows, k) for k in shadows.split.forget_classes]
@@ -64,7 +76,7 @@ def class_leakage(
         margins: list[list[dict[str, Tensor]]] = [[] for _ in views]
         for m, seed in enumerate(shadows.seeds):
             progress.report(STAGE, done * len(shadows) + m, len(methods) * len(shadows), name)
-            with progress.listen(_nobody):
+            with progress.silent():
                 model = unlearn_stored(
                     method, shadows.original(m), shadows.split, build=shadows.build, store=shadows.store, seed=seed, device=device
                 ).model.to(resolve_device(device))
@@ -96,7 +108,7 @@ class _ClassView:
 
     def margins(self, logits: Tensor) -> dict[str, Tensor]:
         """The margins of the class and of its neighbour, on seen and on unseen images, from a model's logits on `images`."""
-        margins = {}
+        margins: dict[str, Tensor] = {}
         for name, k in (("own", self.forgotten), ("neighbour", self.neighbour)):
             every = logit_margin(logits, torch.full((len(logits),), k))
             margins |= {f"{name} train": every[: self.n_seen], f"{name} unseen": every[self.n_seen :]}
@@ -120,10 +132,6 @@ def _check_names(methods: Mapping[str, Method]) -> None:
         raise ConfigError(
             f"no method may be named {UNTOUCHED!r}, the name of the models before unlearning; got {list(methods)}. Rename it."
         )
-
-
-def _nobody(_: progress.Progress) -> None:
-    """The listener of stages that are too short to be shown."""
 
 
 def sample_leakage(
@@ -159,6 +167,20 @@ def sample_leakage(
         ModelError: a method diverged. StoreError: the store cannot be written.
 
     Cost: M runs of each method.
+
+    Example:
+        >>> import pathlib, tempfile, expunge
+        >>> from expunge.store import Store
+        >>> train, test = (data.subset(range(60)) for data in expunge.load_data("digits"))
+        >>> build, recipe = expunge.architecture("small", train), expunge.Recipe(epochs=1)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     store, candidates = Store(pathlib.Path(folder)), range(20)
+        ...     shadows = expunge.train_shadow_models(
+        ...         build, train, test, n=6, recipe=recipe, store=store, balanced=candidates, executor="serial"
+        ...     )
+        ...     found = sample_leakage({"fine-tuned": expunge.FineTune(epochs=1)}, shadows, train, test, candidates, store=store)
+        >>> list(found)
+        ['original', 'fine-tuned']
     """
     _check_names(methods)
     everything, candidates = pool(train, test), check_indices(candidates, len(train), "candidates")
@@ -185,7 +207,7 @@ def sample_leakage(
             progress.report(STAGE, done * len(shadows) + m, len(methods) * len(shadows), name)
             known = shadows.included[m].nonzero().flatten()
             split = forget_samples(everything.subset(known), torch.isin(known, candidates).nonzero().flatten())
-            with progress.listen(_nobody):
+            with progress.silent():
                 unlearned = unlearn_stored(method, shadows.model(m), split, build=shadows.build, store=store, seed=m, device=device)
                 after.append(margins(unlearned.model))
         results[name] = u_lira_pool(torch.stack(after), included, fpr=fpr)

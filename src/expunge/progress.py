@@ -11,7 +11,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Progress:
-    """How far one piece of work is: `done` of `total` units of `stage`, and a figure or two about it."""
+    """How far one piece of work is: `done` of `total` units of `stage`, and a figure or two about it.
+
+    Example:
+        >>> Progress("training", done=3, total=10)
+        Progress(stage='training', done=3, total=10, note='')
+    """
 
     stage: str
     done: int
@@ -39,6 +44,19 @@ def listen(listener: Listener | None) -> Iterator[None]:
         yield
     finally:
         _listener.reset(token)
+
+
+def silent() -> contextlib.AbstractContextManager[None]:
+    """Nobody hears of what is done inside the block: for stages that are too short to be shown, or no progress of the whole.
+
+    Example:
+        >>> seen = []
+        >>> with listen(seen.append), silent():
+        ...     report("train", 1, 2)
+        >>> seen
+        []
+    """
+    return listen(lambda _: None)
 
 
 def report(stage: str, done: int, total: int, note: str = "") -> None:

@@ -52,6 +52,11 @@ class Protocol:
         control: a method that an audit must see through.
         fpr: false-positive rate at which true positives are counted.
         seed: of shadow models and control; retrained models have the seeds after it.
+
+    Example:
+        >>> rules = PROTOCOLS["standard-1"]
+        >>> rules.n_retrained, rules.n_shadows, rules.control.name
+        (3, 32, 'random_label')
     """
 
     name: str
@@ -127,8 +132,8 @@ def standard_audit(
     _check(named, split, shadows, rules)
     if measures:
         check_measures(measures, {"original": original, "retrained": original} | named, split)
-    store = store if isinstance(store, Store) else Store(store)
-    where = {"workers": workers, "device": device}
+    store = store if isinstance(store, Store) else Store(Path(store))
+    where: dict[str, Any] = {"workers": workers, "device": device}
     trained = _retrained(split, test, build, recipe, store, rules, retrained, **where)
     if shadows is None:
         shadows = train_shadow_models(build, split.train, test, n=rules.n_shadows, recipe=recipe, store=store, seed=rules.seed, **where)
@@ -153,11 +158,12 @@ def _retrained(
     split: Split, test: Samples, build: Build, recipe: Recipe, store: Store, rules: Protocol, given: Sequence[nn.Module], **where: Any
 ) -> list[nn.Module]:
     """The retrained models that are wanting, with seeds from 1 on; one that is among those given is passed over."""
-    known, found, seed = {model_hash(model) for model in given}, [], rules.seed
+    known, seed = {model_hash(model) for model in given}, rules.seed
+    found: list[nn.Module] = []
     while len(given) + len(found) < rules.n_retrained:
         seeds = range(seed + 1, seed + 1 + rules.n_retrained - len(given) - len(found))
         tasks = [
-            TrainTask(build=build, recipe=recipe, positions=split.retain.ids, seed=s, kind="retrained", name=f"retrained model {s}")
+            TrainTask(build=build, recipe=recipe, positions=split.retain.positions, seed=s, kind="retrained", name=f"retrained model {s}")
             for s in seeds
         ]
         models = [load_trained(cell, build) for cell in train_fleet(tasks, pool(split.train, test), store, **where)]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar, final
 
 from .errors import ConfigError, ExpungeError
-from .progress import listen
+from .progress import silent
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,7 +23,13 @@ T = TypeVar("T")
 
 
 class RankLost(ExpungeError):
-    """Another of the processes that work together is gone, does not answer, or does something else."""
+    """Another of the processes that work together is gone, does not answer, or does something else.
+
+    Example:
+        >>> import expunge
+        >>> issubclass(expunge.RankLost, expunge.ExpungeError)
+        True
+    """
 
 
 @final
@@ -98,9 +104,9 @@ class Ranks:
         told = self.exchange(what, (mine[0], None if mine[1] is None else (type(mine[1]), str(mine[1]))))
         if mine[1] is not None:
             raise mine[1]
-        for rank, (_, error) in enumerate(told):
-            if error is not None:
-                raise error[0](f"rank {rank}: {error[1]}")
+        for rank, (_, theirs) in enumerate(told):
+            if theirs is not None:
+                raise theirs[0](f"rank {rank}: {theirs[1]}")
         return [result for result, _ in told]
 
     def check_same(self, what: str, value: Any) -> None:
@@ -183,7 +189,7 @@ def distributed(*, shard: bool = False, timeout: float = 600.0) -> Iterator[None
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
     """Nothing goes to stdout, and no progress is reported."""
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), listen(lambda _: None):
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), silent():
         yield
 
 

@@ -9,12 +9,17 @@ import re
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from types import NoneType, UnionType
-from typing import Any, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from .checks import choose
 from .errors import ConfigError
 
-T = TypeVar("T")
+
+class _Dataclass(Protocol):
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+
+T = TypeVar("T", bound=_Dataclass)
 WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
 
@@ -134,13 +139,10 @@ def _recipe(text: str) -> Any:
 def _control(text: str) -> Any:
     """The control of "name" or "name:field=value,…"; a number alone is the bound of `Clip`."""
     from .spectral import CONTROLS
+    from .spectral.clip import Clip
 
     bound = _value_of(text, float)
-    return (
-        CONTROLS["clip"](max_norm=bound)
-        if isinstance(bound, float)
-        else named(text, "control", CONTROLS, "`expunge list controls` shows all.")
-    )
+    return Clip(max_norm=bound) if isinstance(bound, float) else named(text, "control", CONTROLS, "`expunge list controls` shows all.")
 
 
 def named(text: str, what: str, known: Mapping[str, type], remedy: str) -> Any:

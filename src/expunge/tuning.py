@@ -59,6 +59,15 @@ class Tuning:
         field: the setting's name.
         trials: in the order in which they were made.
         split: the development split.
+
+    Example:
+        >>> import expunge
+        >>> train, test = expunge.load_data("digits")
+        >>> build, recipe = expunge.architecture("small", train), expunge.Recipe(epochs=1)
+        >>> model, split = expunge.train_model(build, train, recipe), expunge.forget_random(train, 50)
+        >>> found = expunge.tune(expunge.FineTune(epochs=1), model, split, test, build=build, recipe=recipe, trials=1)
+        >>> found.field, found.method.lr == found.trials[0].value
+        ('lr', True)
     """
 
     method: Method
@@ -128,13 +137,13 @@ def tune(
         validation: unseen images, as `audit` takes for `test`; for an honest table not those of the final audit.
         build, recipe: of the original.
         trials: at most so many, ≥ 1; the budget.
-        field: of the method; None = what it says itself (`method.tunes`).
+        field: of the method; None = what it says itself (`method.to_tune(split)`).
         retrained: θ_P, if it is known; it must be of `development_split(split, seed)`.
         seed: decides D_P, and is that of training and unlearning.
         store: keeps θ_P and all unlearned models, so that nothing is made twice and a run can be continued.
 
     Raises:
-        ConfigError: no such field, or its value is not a number > 0, or `trials` < 1. DataError: the retain data are gone, or too few to pretend with.
+        ConfigError: nothing to tune, no such field, or its value is not a number > 0, or `trials` < 1. DataError: the retain data are gone, or too few to pretend with.
         NotFinite: training diverged in all trials.
 
     Cost: `trials` times the method's, and one retraining if `retrained` is None and `store` does not hold it.
@@ -149,13 +158,13 @@ def tune(
     """
     if not is_integer(trials, 1):
         raise ConfigError(f"trials must be an integer ≥ 1; got {trials!r}. It is how many settings are tried.")
-    field = tuned_field(method, field)
+    field, first = start_of(method, split, field)
     development = development_split(split, seed)
     if retrained is None:
         progress.report("tuning", 0, trials, "retraining")
         retrained = _made(Retrain(build=build, recipe=recipe), model, development, build, seed, device, store)[0]
     done: list[Trial] = []
-    for value in _walk(getattr(method, field), done):
+    for value in _walk(first, done):
         progress.report("tuning", len(done), trials, f"{field} = {value:.3g}")
         trial = _tried(method, field, value, model, retrained, development, validation, build, seed, device, store)
         if trial is None:
@@ -202,24 +211,30 @@ def development_split(split: Split, seed: int = 0) -> Split:
     return forget_samples(split.train, positions[permutation(len(positions), derive(seed, 1))[:n]])
 
 
-def tuned_field(method: Method, field: str | None = None) -> str:
-    """The setting that `tune` chooses: `field`, or what the method says itself.
+def start_of(method: Method, split: Split, field: str | None = None) -> tuple[str, float]:
+    """The setting that `tune` chooses, `field` or what the method says itself, and the value that it starts from.
 
     Raises:
-        ConfigError: no such field, or its value is not a number > 0.
+        ConfigError: the method has nothing to tune, no such field, or its value is not a number > 0.
 
     Example:
         >>> import expunge
-        >>> tuned_field(expunge.SSD(alpha=5.0))
-        'alpha'
+        >>> train, _ = expunge.load_data("digits")
+        >>> start_of(expunge.SSD(), expunge.forget_classes(train, [3]))
+        ('alpha', 4.901960784313726)
     """
-    field = field or method.tunes
-    value = getattr(method, field, None) if field else None
-    if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
+    own = method.to_tune(split)
+    if field is None and own is None:
+        found = "finds its step itself here (until)" if method.tunes else "has no step size"
         raise ConfigError(
-            f"field must name a setting of {method.name} that is a number > 0; got {field!r}, which is {value!r}. Pass field=, or set it first."
+            f"a method must have a setting that is to be tuned; got {method.name}, which {found}. Pass field= to tune another setting, or use it as it is."
         )
-    return field
+    name, value = own if own and field in (None, own[0]) else (field, getattr(method, str(field), None))
+    if name is None or not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
+        raise ConfigError(
+            f"field must name a setting of {method.name} that is a number > 0; got {name!r}, which is {value!r}. Pass another field=, or set it first."
+        )
+    return name, value
 
 
 def _walk(first: float, done: list[Trial]) -> Iterator[float]:
@@ -251,6 +266,7 @@ def _tried(
     except NotFinite:
         return Trial(method, value, None, None, 0.0, spent.passes(len(split.train)))
     row = next(row for row in rows if row.name == "unlearned")
+    assert row.gaps is not None  # there is a retrained model
     return Trial(method, value, row.gaps.average, row, round(cost.seconds, 3), cost.passes(len(split.train)))
 
 

@@ -11,8 +11,8 @@ from expunge.data.images import ImageData
 from expunge.rng import fork
 
 SCALED = {
-    "nearest_l2_pgd": NearestL2PGD(eps_init=0.2, batch_size=64),
-    "nearest_ddn": NearestDDN(batch_size=64),
+    "nearest_l2_pgd": NearestL2PGD(eps_init=0.2, steps=12, batch_size=64),
+    "nearest_ddn": NearestDDN(steps=20, batch_size=64),
     "nearest_fgsm": NearestFGSM(eps=0.02, steps=25, restarts=3, noise=0.05, batch_size=64),
 }
 
@@ -56,7 +56,7 @@ def attack(request) -> NearestAttack:
 
 @pytest.fixture(scope="session")
 def pgd_set(trained, some):
-    return SCALED["nearest_l2_pgd"](trained, some)
+    return NearestL2PGD(eps_init=0.2, steps=20, batch_size=128)(trained, some)
 
 
 @pytest.fixture

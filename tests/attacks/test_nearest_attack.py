@@ -62,7 +62,7 @@ def test_same_bits_every_time(attack, trained, some):
 
 
 def test_a_sample_does_not_depend_on_its_batch_mates(attack, trained, some):
-    few = some.subset(range(0, 125, 10))
+    few = some.subset(range(0, 125, 25))
     alone = dataclasses.replace(attack, batch_size=1)(trained, few)
     together = attack(trained, some).for_ids(few.ids)
     assert torch.equal(alone.labels, together.labels)
@@ -112,11 +112,11 @@ def test_model_is_put_back_after_an_error(noise):
 
 
 @pytest.mark.parametrize("surrounding", [torch.no_grad, torch.inference_mode, lambda: torch.autocast("cpu", torch.bfloat16)])
-def test_surrounding_modes_change_nothing(surrounding, trained, some, pgd_set):
-    few = some.subset(range(64))
+def test_surrounding_modes_change_nothing(surrounding, trained, some):
+    few, attack = some.subset(range(20)), NearestL2PGD(eps_init=0.2, steps=12)
     with surrounding():
-        inside = NearestL2PGD(eps_init=0.2, batch_size=64)(trained, few)
-    assert torch.allclose(inside.distances, pgd_set.for_ids(few.ids).distances, atol=1e-4)
+        inside = attack(trained, few)
+    assert torch.equal(inside.images, attack(trained, few).images)
 
 
 def test_misclassified_samples_are_kept_as_they_are(attack, trained, some):
@@ -211,7 +211,7 @@ def test_active_set_keeps_batches_full(trained, some):
     sizes = []
     handle = trained.register_forward_hook(lambda module, inputs, output: sizes.append(len(output)) if inputs[0].requires_grad else None)
     try:
-        adversarial = NearestL2PGD(eps_init=0.2, batch_size=16)(trained, some.subset(range(48)))
+        adversarial = NearestL2PGD(eps_init=0.2, steps=12, batch_size=16)(trained, some.subset(range(48)))
     finally:
         handle.remove()
     assert sum(sizes) == int((adversarial.forward_passes - 1).sum())
@@ -222,7 +222,7 @@ def test_active_set_keeps_batches_full(trained, some):
 def test_progress_ends_at_the_total(trained, some):
     seen = []
     with listen(seen.append):
-        NearestL2PGD(eps_init=0.2, batch_size=16)(trained, some.subset(range(48)))
+        NearestL2PGD(eps_init=0.2, steps=12, batch_size=16)(trained, some.subset(range(48)))
     done = [p.done for p in seen]
     assert done == sorted(done) and (done[-1], seen[-1].total) == (48, 48)
 
@@ -242,7 +242,7 @@ def test_what_is_wrong_only_by_rounding_is_searched_for_again(trained, some, mon
         return answers, uphill
 
     monkeypatch.setattr(base, "look", look)
-    adversarial = NearestL2PGD(eps_init=0.2, batch_size=64)(trained, some)
+    adversarial = NearestL2PGD(eps_init=0.2, steps=12, batch_size=64)(trained, some)
     assert calls and adversarial.found.all()
 
 

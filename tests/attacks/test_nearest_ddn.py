@@ -13,7 +13,7 @@ def test_linear_model_is_crossed_near_the_closed_form(linear_case):
 
 
 def test_is_nearer_than_pgd_on_average(trained, some, pgd_set):
-    ddn = NearestDDN(batch_size=64)(trained, some)
+    ddn = NearestDDN()(trained, some)
     assert ddn.found.all()
     assert ddn.distances.mean() < pgd_set.distances.mean()
 

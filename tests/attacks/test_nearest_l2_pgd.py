@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from expunge.attacks import NearestL2PGD
 
-ATTACK = NearestL2PGD(eps_init=0.2, batch_size=64)
+ATTACK = NearestL2PGD(eps_init=0.2, steps=20, batch_size=128)
 
 
 def plain_search(model, x, y, *, eps, steps, ratio, early_stop, restart):
@@ -75,6 +75,6 @@ def test_radius_is_the_first_that_suffices(pgd_set):
 def test_no_doubling_means_the_first_ball_only(trained, some):
     with pytest.warns(UserWarning, match="no adversarial example was found for"):
         adversarial = replace(ATTACK, max_doublings=0)(trained, some)
-    assert (adversarial.epsilons == 0.2).all() and (adversarial.forward_passes <= 52).all()
+    assert (adversarial.epsilons == 0.2).all() and (adversarial.forward_passes <= 22).all()
     assert 0 < adversarial.found.sum() < len(some)
     assert adversarial.succeeded().found.all() and len(adversarial.succeeded()) == adversarial.found.sum()

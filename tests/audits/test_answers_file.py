@@ -1,6 +1,7 @@
 """Files of answers: the audit of a file is the audit of the models, whatever the file's format; files that do not fit are refused with a reason."""
 
 import csv
+import re
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 
 import expunge
 from expunge.audits import RMIA, LiRA, LossThreshold, read_answers, save_answers
-from expunge.errors import DataError
+from expunge.errors import DataError, MissingError, StoreError
 from expunge.metrics import auc
 
 RNG = np.random.default_rng(0)
@@ -91,13 +92,37 @@ def test_a_csv_file_says_the_same_as_an_npz_file(tmp_path):
 def test_predictions_alone_give_accuracies_and_the_gap_attack(tmp_path):
     predictions = {f"predictions:{name}": z.argmax(1) for name, z in LOGITS.items()}
     path = written(tmp_path, **dict.fromkeys(columns().keys() - {"labels", "groups"}), **predictions)
-    assert read_answers(path).labels_only
+    assert read_answers(path).audited.labels_only
     result = audit_of(path)
     assert "LabelsOnly" in {f.name for f in result.flags} and "LabelsOnly" not in {f.name for f in audit_of(written(tmp_path)).flags}
     right = LOGITS["original"].argmax(1) == LABELS
     assert result.model("original").forget.value == pytest.approx(right[:20].mean())
     by_hand = 0.5 + (right[:20].mean() - right[40:].mean()) / 2  # an attack that says "member" where the answer is right
     assert result["LossThreshold", "original"].auc == pytest.approx(by_hand)
+
+
+def test_saved_predictions_stay_predictions(tmp_path):
+    predictions = {f"predictions:{name}": z.argmax(1) for name, z in LOGITS.items()}
+    found = read_answers(written(tmp_path, **dict.fromkeys(columns().keys() - {"labels", "groups"}), **predictions))
+    save_answers(tmp_path / "again.npz", found.audited, found.logits)
+    again = read_answers(tmp_path / "again.npz")
+    assert again.audited.labels_only and again.flags == found.flags
+    assert all(torch.equal(again.logits[name][g], z) for name, by_group in found.logits.items() for g, z in by_group.items())
+    with np.load(tmp_path / "again.npz") as file:
+        assert {f"predictions:{name}" for name in LOGITS} == {name for name in file.files if ":" in name}
+
+
+def test_an_answers_file_that_cannot_be_written_is_left_as_it_was(tmp_path, monkeypatch):
+    found = read_answers(written(tmp_path))
+    before = (tmp_path / "answers.npz").read_bytes()
+    monkeypatch.setattr(np, "savez_compressed", lambda file, **columns: file.write(b"half") / 0)
+    with pytest.raises(ZeroDivisionError):
+        save_answers(tmp_path / "answers.npz", found.audited, found.logits)
+    assert (tmp_path / "answers.npz").read_bytes() == before
+    monkeypatch.undo()
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(StoreError, match="must be able to write .*folder"):
+        save_answers(tmp_path / "folder", found.audited, found.logits)
 
 
 def test_probabilities_are_taken_and_flagged(tmp_path):
@@ -132,9 +157,10 @@ def test_probabilities_are_taken_and_flagged(tmp_path):
         ({"labels": np.array([{"a": 1}] * 60, dtype=object)}, "Object arrays cannot be loaded|allow_pickle"),
     ],
 )
-def test_files_that_do_not_fit_are_refused(tmp_path, changes, message):
-    with pytest.raises(DataError, match=message):
+def test_files_that_do_not_fit_are_refused_with_a_remedy(tmp_path, changes, message):
+    with pytest.raises(DataError, match=message) as refusal:
         read_answers(written(tmp_path, **changes))
+    assert re.search(r"got.*[^ ]\. [A-Z`][^.]+", str(refusal.value))
 
 
 def test_answers_that_are_not_finite_are_named(tmp_path):
@@ -182,8 +208,10 @@ def test_files_of_another_kind_are_refused(tmp_path):
     np.save(tmp_path / "array.npy", LABELS)
     (tmp_path / "array.npy").rename(tmp_path / "array.npz")
     for name, message in (
-        ("a.pkl", "ends in .npz or .csv"), ("none.npz", "No such file"), ("a.npz", "must be readable"), ("empty.npz", "must be readable"),
+        ("a.pkl", "ends in .npz or .csv"), ("a.npz", "must be readable"), ("empty.npz", "must be readable"),
         ("array.npz", "must be readable"),
     ):  # fmt: skip
         with pytest.raises(DataError, match=message):
             read_answers(tmp_path / name)
+    with pytest.raises(MissingError, match="no file of answers .*none.npz"):
+        read_answers(tmp_path / "none.npz")

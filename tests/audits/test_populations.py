@@ -51,7 +51,7 @@ def test_broken_margins_are_refused_by_the_name_of_their_group():
         (good[:, :0], "of shape"),
         (good[0], "of shape"),
         (good[:1], "at least 2 retrained models; got 1"),
-        (good[:, :2], "3 samples and, of retrained models, 2"),
+        (good[:, :2], "margins of retrained models must be of the same 3 samples as the others; got 2"),
         (good / 0, "retrained models must be finite"),
     ):
         with pytest.raises(DataError, match=match):

@@ -1,6 +1,7 @@
 import copy
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -237,6 +238,30 @@ def test_stages_are_the_parts_before_the_logits():
         assert stages(model, data) == layers
         found = features_at(model, layers, data)
         torch.testing.assert_close(found[layers[-1]].flatten(1), features_of(model, last_linear(model, data), data))
+
+
+def test_a_part_that_gives_no_tensor_is_taken_apart_into_those_that_do():
+    class Trunk(nn.Module):  # as transformers have it: a list of layers, and an object for an output
+        def __init__(self):
+            super().__init__()
+            self.stem, self.layers = nn.Conv2d(1, 4, 3), nn.ModuleList([nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3)])
+
+        def forward(self, images):
+            x = self.stem(images)
+            for layer in self.layers:
+                x = layer(x)
+            return SimpleNamespace(maps=x)
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.trunk, self.head = Trunk(), nn.Linear(4, 2)
+
+        def forward(self, images):
+            return self.head(self.trunk(images).maps.mean((2, 3)))
+
+    data = ImageData(torch.rand(4, 1, 9, 9), torch.zeros(4, dtype=torch.int64), ("a", "b"))
+    assert stages(Net().eval(), data) == ["trunk.stem", "trunk.layers.0", "trunk.layers.1"]
 
 
 def test_features_are_what_the_layer_gave_before_an_in_place_layer_changed_it():

@@ -11,6 +11,7 @@ import expunge
 from bench_plans import METHODS, small_plan
 from expunge import RMIA, FineTune, ForgetClasses, ForgetRandom, LossThreshold
 from expunge.bench import status as status_module
+from expunge.bench import work
 from expunge.bench.point import points
 from expunge.bench.work import Run, chosen
 from expunge.errors import ConfigError, DataError
@@ -126,6 +127,26 @@ def test_whole_classes_have_their_own_columns(tmp_path):
     assert {"forget test", "TV distance", "MIA-NN gap", "LossThreshold AUC"} <= set(columns)
 
 
+def test_gaps_of_opposite_signs_do_not_cancel():
+    """What is left of two classes with MIA-NN gaps of +20 and −20 points is 20 points."""
+    rows = [
+        {"distance": None, "neighbour": {"gap": {"value": gap, "low": gap - 0.05, "high": gap + 0.05, "n": 9, "note": None}}}
+        for gap in (0.2, -0.2)
+    ]
+    assert work._of_classes(rows)["mia_nn_gap"]["value"] == pytest.approx(0.2)
+    (one,) = [work._of_classes([row])["mia_nn_gap"] for row in rows[1:]]
+    assert (one["low"], one["high"]) == (pytest.approx(0.15), pytest.approx(0.25))
+
+
+def test_methods_that_find_their_step_themselves_are_not_tuned(tmp_path):
+    """Whatever lr DELETE starts from, the search for the smallest step that is enough ends near the same one."""
+    methods = {"delete": expunge.DELETE(), "free": expunge.DELETE(until=None), "trw": expunge.TRW(), "ssd": expunge.SSD()}
+    (classes,) = points(small_plan(methods=methods, forget=ForgetClasses(classes=["3"])), tmp_path, "data")
+    assert {name: classes.tunes(name) for name in methods} == {"delete": False, "free": True, "trw": True, "ssd": True}
+    (samples,) = points(small_plan(methods={"delete": expunge.DELETE()}), tmp_path, "data")
+    assert samples.tunes("delete")
+
+
 def test_a_grid_makes_one_table_for_each_point(tmp_path):
     plan = small_plan(
         forget=[expunge.ForgetRandom(n=30), expunge.ForgetRandom(n=60)],
@@ -143,8 +164,8 @@ def test_a_grid_makes_one_table_for_each_point(tmp_path):
 def test_what_would_fail_after_the_training_is_refused_before(tmp_path):
     with pytest.raises(DataError, match="whole classes"):
         small_plan(methods=[expunge.DELETE(), expunge.SCAR()]).run(tmp_path)
-    with pytest.raises(ConfigError, match="field must name a setting of ssd"):
-        small_plan(methods=[expunge.SSD(alpha=None)]).run(tmp_path)
+    with pytest.raises(ConfigError, match="field must name a setting of l1_sparse"):
+        small_plan(methods=[expunge.L1Sparse(alpha=0.0)]).run(tmp_path)
     assert not list(tmp_path.rglob("*"))
 
 

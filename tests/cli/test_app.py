@@ -1,6 +1,7 @@
 """The program as a whole: help, exit codes, messages, interruption, pipes, and the page that documents it."""
 
 import dataclasses
+import json
 import os
 import re
 import signal
@@ -20,7 +21,7 @@ from expunge.checks import describe
 from expunge.cli import app as app_module
 from expunge.cli.app import VERBS, app, guarded
 from expunge.cli.catalogue import registries
-from expunge.cli.docs import METHODS_PAGE, PAGE, page, with_methods
+from expunge.cli.docs import PAGE, TABLE, WITH_TABLES, page, with_tables
 from expunge.cli.options import RECIPE
 from expunge.errors import HealthFlag, NondeterministicModel
 
@@ -33,10 +34,12 @@ def test_the_page_about_the_command_line_is_current():
     assert (ROOT / PAGE).read_text(encoding="utf-8") == page(), "run `python -m expunge.cli.docs`"
 
 
-def test_the_table_of_methods_is_current():
-    text = (ROOT / METHODS_PAGE).read_text(encoding="utf-8")
-    assert with_methods(text) == text, "run `python -m expunge.cli.docs`"
-    assert all(f"| `{name}` |" in text for name in registries()["methods"])
+@pytest.mark.parametrize("path", WITH_TABLES)
+def test_the_tables_of_a_page_are_current(path):
+    text = (ROOT / path).read_text(encoding="utf-8")
+    assert TABLE.search(text)
+    assert with_tables(text) == text, "run `python -m expunge.cli.docs`"
+    assert all(f"| `{method.__name__}` |" in text for method in registries()["methods"].values())
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -88,6 +91,13 @@ def test_list_says_which_methods_need_retain_data_and_which_forget_whole_classes
     rows = {row.split()[0]: tuple(row.split()[1:3]) for row in expunge("list", "methods").stdout.splitlines()}
     assert (rows["amun"], rows["fine_tune"], rows["delete"]) == (("optional", "any"), ("full", "any"), ("none", "any"))
     assert (rows["trw"], rows["boundary_expanding"]) == (("optional", "classes"), ("none", "classes"))
+
+
+def test_show_has_the_settings_of_published_experiments(expunge):
+    out = expunge("show", "amun").stdout
+    assert re.search(r"^cifar10_resnet18_random10 +epochs=10, lr=0\.01, .*schedule=Step\(every=1, ", out, re.M)
+    published = json.loads(expunge("show", "amun", "--json").stdout)["published"]
+    assert published["cifar10_resnet18_random10"]["schedule"]["every"] == 1
 
 
 @pytest.mark.parametrize("name", [name for registry in registries().values() for name in registry])
@@ -155,7 +165,13 @@ def test_a_mistake_of_ours_keeps_its_traceback(expunge, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "options, sentence", [({"store": "runs"}, "kept in runs; the same command continues"), ({}, "nothing was written")]
+    "options, sentence",
+    [
+        ({"store": "runs"}, "kept in runs; the same command continues"),
+        ({"store": "runs", "shadows": 0}, "nothing was written"),
+        ({"store": "runs", "shadows": 0, "protocol": "standard-1"}, "kept in runs; the same command continues"),
+        ({}, "nothing was written"),
+    ],
 )
 def test_an_interrupt_is_one_line_and_exit_code_130(options, sentence, capsys):
     def verb(**_):
@@ -216,7 +232,7 @@ def test_interrupted_shadows_exit_with_130_and_the_same_command_continues(work, 
     while not list(store.glob("shadow/*/result.json")) and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=300)
     assert (process.returncode, out) == (130, ""), err
     assert err.splitlines()[-1].startswith("interrupted: finished models are kept in ") and "Traceback" not in err
     finished = {path: path.stat().st_mtime_ns for path in store.glob("shadow/*/result.json")}

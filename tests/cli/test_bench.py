@@ -94,6 +94,19 @@ def test_mistakes_are_one_line_with_a_remedy(plan, printed, expunge, arguments, 
     assert result.stderr.count("\n") == 1
 
 
+def test_a_report_is_also_markdown(plan, printed, expunge, tmp_path):
+    file, store = plan
+    expunge("report", file, "--store", store, "--markdown", tmp_path / "report.md")
+    title, *rest = (tmp_path / "report.md").read_text().splitlines()
+    assert title == "# A small plan"
+    rows = [line.strip("| ").split(" | ") for line in rest if line.startswith("|")]
+    assert rows[0][0] == "" or "average gap" in rows[0]
+    table = {row[0]: row for row in rows}
+    test = read_plan(file).results(store).points[0]["fine_tune"].columns["test"].value
+    assert any(cell.startswith(f"{100 * test:.1f}") for cell in table["fine_tune"])
+    assert len({line.count("|") for line in rest if line.startswith("|")}) == 1
+
+
 def test_a_page_that_exists_is_not_replaced(plan, printed, expunge):
     file, store = plan
     assert "--force" in expunge("report", file, "--store", store, "--html", store.parent / "page.html", code=1).stderr
@@ -128,7 +141,7 @@ def test_on_a_terminal_a_table_is_drawn_and_ctrl_c_keeps_what_is_finished(plan, 
             shown += part
     except OSError:  # the other end is closed
         pass
-    assert process.wait(60) == 130
+    assert process.wait(300) == 130
     assert b"the same command continues" in shown
     os.close(ours)
     assert not (tmp_path / "out.txt").read_bytes()

@@ -6,6 +6,7 @@ import json
 import pytest
 
 from expunge import demo_classes
+from expunge.data.load import load_data
 from expunge.methods import DELETE
 from expunge.training.recipe import Recipe
 
@@ -17,7 +18,8 @@ def store(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    settings = {"n": 6, "recipe": Recipe(epochs=1, batch_size=64), "methods": {"DELETE": DELETE(epochs=1, until=None)}}
+    settings = {"n": 6, "recipe": Recipe(epochs=1, batch_size=32), "methods": {"DELETE": DELETE(epochs=1, until=None)}}
+    monkeypatch.setattr(demo_classes, "load_data", lambda name: tuple(part.subset(range(300)) for part in load_data(name)))
     monkeypatch.setattr(demo_classes, "ClassDemo", functools.partial(demo_classes.ClassDemo, **settings))
 
 

@@ -261,9 +261,12 @@ def test_a_network_without_a_linear_layer_at_the_end_says_what_to_do(own_package
         "-o",
         "u",
     ]
-    for method, more in {"boundary_expanding": [], "trw": ["--set", "beta=10"]}.items():
+    for method, more, remedy in (
+        ("boundary_expanding", [], "choose a method"),
+        ("trw", ["--set", "beta=10"], "choose similarity='answers'"),
+    ):
         message = expunge("unlearn", method, *common, *more, code=1).stderr
-        assert "must be what an nn.Linear layer puts out" in message and "similarity='answers'" in message
+        assert "must be what an nn.Linear layer puts out" in message and remedy in message
     expunge("unlearn", "trw", *common, "--set", "beta=10", "--set", "similarity=answers")
 
 

@@ -1,7 +1,5 @@
 """Data by name or path: the sets are what they should be, and files that are not right say what is wrong."""
 
-import warnings
-
 import numpy as np
 import pytest
 import torch
@@ -263,10 +261,8 @@ def test_every_set_describes_itself():
 
 
 @pytest.mark.data
-def test_cifar10_has_the_published_statistics(real_data):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        train, test = load_data("cifar10", root=real_data, download=False)
+def test_cifar10_has_the_published_statistics(cifar10):
+    train, test = cifar10
     assert (len(train), len(test), train.shape) == (50_000, 10_000, (3, 32, 32))
     assert train.classes[4] == "deer" and train.augment == Augment(pad=4, flip=True)
     mean, std = channel_statistics(train)
@@ -275,10 +271,10 @@ def test_cifar10_has_the_published_statistics(real_data):
 
 
 @pytest.mark.data
-def test_cifar10_as_arrays_is_the_same_set(real_data):
+def test_cifar10_as_arrays_is_the_same_set(real_data, cifar10):
     if not (real_data / "cifar10.npz").is_file():
         pytest.skip("no cifar10.npz")
-    assert load_data(real_data / "cifar10.npz").test.fingerprint == load_data("cifar10", root=real_data).test.fingerprint
+    assert load_data(real_data / "cifar10.npz").test.fingerprint == cifar10.test.fingerprint
 
 
 @pytest.mark.data

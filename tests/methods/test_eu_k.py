@@ -62,7 +62,7 @@ def test_a_layer_that_cannot_draw_its_weights_is_refused(memorised):
             return x * self.scale
 
     _, split, _ = memorised
-    with pytest.raises(ModelError, match=r"got Scale without one.*smaller k, or use Retrain"):
+    with pytest.raises(ModelError, match=r"got Scale without one.*let fewer layers start anew"):
         EUk(**QUICK)(nn.Sequential(toy_net(), Scale()), forget_samples(split.train, [0]))
 
 

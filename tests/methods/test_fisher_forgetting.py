@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn import functional
 
 from expunge import FisherForgetting
+from expunge.data import few as few_module
 from expunge.data.images import ImageData
 from expunge.data.split import Split, forget_classes, forget_samples
 from expunge.errors import ModelError
@@ -126,3 +127,9 @@ def test_a_model_without_a_last_linear_layer_is_refused(few):
     model = nn.Sequential(nn.Conv2d(1, 10, 3), GlobalAverage())
     with pytest.raises(ModelError, match=r"nn\.Linear"):
         FisherForgetting()(model, few)
+
+
+def test_the_cost_is_a_backward_pass_for_each_class_of_the_reference_set(monkeypatch):
+    assert FisherForgetting().cost(0.1) == pytest.approx((1 / 3 + 10 * 2 / 3) * 0.9)
+    monkeypatch.setattr(few_module, "REFERENCE", few_module.TrainingSet(50_000, 100))
+    assert FisherForgetting().cost(0.1) == pytest.approx((1 / 3 + 100 * 2 / 3) * 0.9)

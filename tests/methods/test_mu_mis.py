@@ -10,7 +10,7 @@ from expunge.methods import MUMis, mu_mis
 from expunge.methods.mu_mis import _Watch, sensitivities
 from expunge.rng import fork
 from expunge.training.inference import logits_of
-from toys import spy_on_sgd, toy_net
+from toys import Attending, spy_on_sgd, toy_net
 
 
 def batch(images, labels):
@@ -139,3 +139,10 @@ def test_the_own_classs_sensitivity_falls_and_a_class_leaves_while_the_others_st
     assert (answers[0] == 3).float().mean() < 0.3 and (answers[1] == split.retain.labels).float().mean() > 0.9
     samples = batch(split.forget.fetch(torch.arange(len(split.forget))), split.forget.labels)
     assert sensitivities(unlearned.eval(), samples, (3,))[0].mean() < sensitivities(model.eval(), samples, (3,))[0].mean()
+
+
+def test_attention_is_differentiated_twice(problem):
+    _, split = problem
+    model = Attending().eval()
+    unlearned = MUMis(epochs=1, batch_size=4)(model, split)
+    assert not torch.equal(unlearned.attention.in_proj_weight, model.attention.in_proj_weight)

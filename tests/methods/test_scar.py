@@ -15,6 +15,7 @@ from expunge.methods import SCAR, scar
 from expunge.methods.scar import inverse_covariance, puzzles, surrogate_distillation, tukey, with_surrogates
 from expunge.training.head import features_of
 from expunge.training.inference import logits_of
+from expunge.training.loop import sgd
 from toys import spy_on_sgd
 
 QUICK = {"epochs": 2, "batch_size": 8, "n_made": 60, "surrogate_batches": 2}
@@ -168,7 +169,7 @@ def test_steps_do_not_touch_batchnorm_statistics_and_surrogates_are_not_counted_
 def test_the_cost_is_what_is_counted_where_nothing_ends_it_early(memorised_class, monkeypatch, until):
     model, split, _ = memorised_class
     monkeypatch.setattr(few, "REFERENCE", few.TrainingSet(128, 10))
-    monkeypatch.setattr(scar, "_accuracy", lambda m, s: bool(len(logits_of(m, s))))
+    monkeypatch.setattr(scar, "_accuracy", lambda *_: 1.0)
     method = SCAR(**QUICK, until=until)
     with measure_cost() as cost:
         method(model, split)
@@ -204,6 +205,19 @@ def test_classes_of_one_retain_sample_are_no_neighbours_and_none_at_all_is_refus
     few_left = dataclasses.replace(split, train=data.subset([0, 1, 2, 3, 4]), forget_indices=torch.arange(3))
     with pytest.raises(DataError, match="at least two retain samples"):
         SCAR(**QUICK)(copy.deepcopy(model), few_left)
+
+
+def test_a_step_uses_the_model_that_it_is_given_also_a_copy(memorised_class, monkeypatch):
+    def on_a_copy(model, sources, objective, **options):
+        twin = copy.deepcopy(model)
+        sgd(twin, sources, objective, **options)
+        model.load_state_dict(twin.state_dict())
+
+    model, split, _ = memorised_class
+    method = SCAR(**QUICK, until=1e-9)  # which looks at the accuracy, too
+    expected = method(model, split).state_dict()
+    monkeypatch.setattr(scar, "sgd", on_a_copy)
+    assert all(torch.equal(found, expected[name]) for name, found in method(model, split).state_dict().items())
 
 
 def test_surrogates_of_another_shape_are_refused(memorised_class):

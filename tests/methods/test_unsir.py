@@ -10,7 +10,7 @@ from expunge import measure_cost
 from expunge.data.images import Augment, ImageData, outside
 from expunge.data.split import forget_classes
 from expunge.methods import UNSIR, unsir
-from expunge.methods.unsir import channel_statistics
+from expunge.methods.unsir import channel_moments
 from expunge.rng import fork
 from expunge.training.inference import logits_of
 from toys import Watched, spy_on_sgd
@@ -129,7 +129,7 @@ def test_noise_counts_as_no_part_of_the_training_set(two_classes):
 def test_statistics_of_channels_are_those_of_the_pixels():
     torch.manual_seed(0)
     images = torch.rand(300, 3, 4, 5) * torch.tensor([1.0, 0.3, 0.0])[:, None, None]
-    mean, std = channel_statistics(ImageData(images, torch.zeros(300, dtype=torch.int64), ("a",)))
+    mean, std = channel_moments(ImageData(images, torch.zeros(300, dtype=torch.int64), ("a",)))
     torch.testing.assert_close(mean.flatten(), images.mean((0, 2, 3)))
     torch.testing.assert_close(std.flatten()[:2], images.std((0, 2, 3), correction=0)[:2])
     assert mean.shape == std.shape == (3, 1, 1) and std[2] == pytest.approx(1 / 255)

@@ -2,10 +2,19 @@ import json
 import math
 
 import pytest
-from scipy.stats import binomtest
+from scipy.stats import binomtest, ttest_1samp
 
 from expunge.errors import ConfigError
-from expunge.metrics import Estimate, proportion_interval, unsupported
+from expunge.metrics import Estimate, mean_estimate, proportion_interval, unsupported
+
+
+@pytest.mark.parametrize("level", [0.5, 0.95])
+def test_the_interval_of_a_mean_is_students(level):
+    values = [0.3, 0.1, 0.7, 0.65]
+    found, expected = mean_estimate(values, level), ttest_1samp(values, 0).confidence_interval(level)
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high)) and found.n == 4
+    assert mean_estimate(values, level, within=(0.4, 0.5)) == Estimate(found.value, max(0.4, found.low), min(0.5, found.high), 4)
+    assert math.isnan(mean_estimate([0.3], level, within=(0.0, 1.0)).low)
 
 
 @pytest.mark.parametrize(("k", "n", "level"), [(0, 10, 0.95), (3, 17, 0.95), (17, 17, 0.9), (500, 1000, 0.99)])

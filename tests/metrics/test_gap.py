@@ -6,8 +6,9 @@ import torch
 
 from expunge.errors import DataError
 from expunge.metrics import GapInputs, accuracy_difference, auc, average_absolute, average_gap, gaps
-from expunge.metrics.bootstrap import ResampledAUC, draw_counts, generator
+from expunge.metrics.bootstrap import ResampledAUC, draw_counts
 from expunge.metrics.gap import _resampled_gaps
+from expunge.rng import generator
 
 
 def model(rng: torch.Generator, forget=0.9, retain=0.95, test=0.85, shift=0.0, *, n=(200, 500, 300)) -> GapInputs:

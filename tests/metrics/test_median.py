@@ -55,3 +55,8 @@ def test_what_is_no_number_is_refused():
         median([2.0], [1.0])
     with pytest.raises(ConfigError, match="level"):
         median([1.0], level=1.0)
+
+
+def test_one_draw_has_a_value_and_no_interval():
+    found = median([2.5])
+    assert found.value == 2.5 and math.isnan(found.low) and math.isnan(found.high) and "no interval" in found.note

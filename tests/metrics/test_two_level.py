@@ -7,8 +7,9 @@ import torch
 
 from expunge.errors import ConfigError, DataError, MissingError
 from expunge.metrics import auc, auc_difference, tpr_at_fpr
-from expunge.metrics.bootstrap import ResampledAUC, draw_counts, generator
+from expunge.metrics.bootstrap import ResampledAUC, draw_counts
 from expunge.metrics.two_level import Replicates, _Ranked, _spread, two_level, two_level_difference
+from expunge.rng import generator
 from oracles import auc_by_pairs, tpr_by_thresholds
 
 

@@ -1,19 +1,21 @@
 """Checkpoints: what is saved comes back bit for bit; damage, strangers and code are refused by name."""
 
+import errno
 import hashlib
+import json
 import os
 import pickle
 import re
 
 import pytest
+import safetensors
 import safetensors.torch
 import torch
 from torch import nn
 
 from expunge.errors import ConfigError, MissingError, ModelError, StoreError
-from expunge.models import checkpoint
 from expunge.models.architecture import Architecture
-from expunge.models.checkpoint import load_model, model_hash, read_metadata, save_model
+from expunge.models.checkpoint import load_model, model_hash, read_metadata, save_model, stored_hash
 from expunge.models.normalize import with_normalize
 
 SMALL = Architecture("small", 10, (1, 8, 8), (0.5,), (0.25,))
@@ -62,13 +64,11 @@ def test_a_failed_write_leaves_the_old_file_whole(tmp_path, monkeypatch):
     path, model = tmp_path / "m.safetensors", net()
     save_model(model, path)
 
-    def die(tensors, name, header):
-        with open(name, "wb") as file:
-            file.write(b"half")
-        raise OSError("no space left")
+    def die(handle):
+        raise OSError(errno.ENOSPC, "no space left")
 
-    monkeypatch.setattr(checkpoint, "save_file", die)
-    with pytest.raises(StoreError, match="no space left"):
+    monkeypatch.setattr(os, "fsync", die)
+    with pytest.raises(StoreError, match="no space left. Free some space"):
         save_model(net(), path)
     assert model_hash(load_model(path, net)) == model_hash(model)
     assert os.listdir(tmp_path) == ["m.safetensors"]
@@ -136,6 +136,40 @@ def test_files_of_other_tools_load_with_build(tmp_path):
     assert read_metadata(tmp_path / "m.safetensors") == {"author": "me, in plain text"}
 
 
+def test_our_files_load_in_plain_safetensors(tmp_path):
+    model = net()
+    save_model(model, tmp_path / "m.safetensors", metadata={"note": {"a": [1]}})
+    state = safetensors.torch.load_file(tmp_path / "m.safetensors")
+    assert state.keys() == model.state_dict().keys() and all(torch.equal(state[name], value) for name, value in model.state_dict().items())
+    with safetensors.safe_open(tmp_path / "m.safetensors", framework="pt") as file:
+        assert file.metadata()["format"] == "pt"  # without it other libraries refuse the file
+
+
+def test_plain_text_of_another_tool_under_our_names_still_loads(tmp_path):
+    model, path = net(), tmp_path / "m.safetensors"
+    told = {
+        "architecture": "resnet-50",
+        "model_hash": "sha1 of the training run",
+        "data": "cifar",
+        "lr": "0.1",
+        "note": "[" * 100_000,
+        "n": "9" * 5000,
+    }
+    safetensors.torch.save_file(model.state_dict(), path, told)
+    assert model_hash(load_model(path, net)) == model_hash(model) == stored_hash(path)
+    assert read_metadata(path) == told | {"lr": 0.1}
+    with pytest.raises(ModelError, match="names an architecture that cannot be built: 'resnet-50'"):
+        load_model(path)
+
+
+@pytest.mark.parametrize("n_classes", [10**9, 10**30])
+def test_a_header_that_lies_about_sizes_does_not_ask_for_memory(n_classes, tmp_path):
+    header = {"name": "small", "n_classes": n_classes, "shape": [1, 8, 8], "mean": [0.5], "std": [0.25]}
+    safetensors.torch.save_file(SMALL().state_dict(), tmp_path / "m.safetensors", {"architecture": json.dumps(header)})
+    with pytest.raises(ModelError, match=r"cannot be built|of another shape.*\(expected \(1000000000,"):
+        load_model(tmp_path / "m.safetensors")
+
+
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"epoch": 3, "state_dict": s}, lambda s: {f"module.{k}": v for k, v in s.items()}])
 def test_pickled_state_dicts_load(tmp_path, wrap, zipped):
@@ -196,6 +230,10 @@ def test_a_missing_file_is_named(tmp_path):
 def test_metadata_must_be_json_and_not_reserved(tmp_path):
     with pytest.raises(ConfigError, match="what JSON can hold; got Tensor under 'x'"):
         save_model(net(), tmp_path / "m.safetensors", metadata={"x": torch.zeros(1)})
+    loop = []
+    loop.append(loop)
+    with pytest.raises(ConfigError, match="got list under 'x'"):
+        save_model(net(), tmp_path / "m.safetensors", metadata={"x": loop})
     with pytest.raises(ConfigError, match="must not use the names"):
         save_model(net(), tmp_path / "m.safetensors", metadata={"architecture": 1})
 

@@ -14,7 +14,7 @@ QUIET = (
     "--disable-quic", "--no-first-run", "--no-default-browser-check", "--disable-background-networking", "--disable-component-update", "--disable-sync",
     "--disable-extensions", "--hide-scrollbars", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
 )  # fmt: skip
-PATIENCE = 60.0  # seconds for one answer: the machine may be busy
+PATIENCE = 180.0  # seconds for one answer: the machine may be busy
 
 
 class Browser:

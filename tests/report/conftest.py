@@ -8,6 +8,7 @@ import torch
 
 from expunge.audits.told_apart import ClassLeakage
 from expunge.audits.u_lira import u_lira_class, u_lira_floor
+from report.browser import Browser
 
 FORGET, RETAIN, TEST = 100, 900, 797
 UNDERPOWERED = "underpowered: the threshold rests on 7 non-members"
@@ -41,6 +42,13 @@ def histogram(name, draws, edges):
         group: None if values is None else np.histogram(values.clip(edges[0], edges[-1]), edges, density=True)[0].tolist()
         for group, values in draws.items()
     }
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory):
+    browser = Browser(tmp_path_factory.mktemp("profile"))
+    yield browser
+    browser.close()
 
 
 @pytest.fixture

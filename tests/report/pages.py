@@ -1,5 +1,6 @@
 """What the tests of the report share: a page taken apart, a name that would break one that is not escaped, and verdicts and risks with the shapes of real ones."""
 
+import functools
 import json
 import re
 from html.parser import HTMLParser
@@ -7,7 +8,7 @@ from html.parser import HTMLParser
 import numpy as np
 import torch
 
-from expunge.report import thumbnail
+from expunge.report import render, thumbnail
 
 HOSTILE = '</script><script>alert(1)</script><img src=x onerror="alert(2)"> $\\frac{1}$ {{ 7*7 }} <!-- \' & é'
 VOID = {"meta", "link", "img", "br", "col"}
@@ -45,6 +46,21 @@ class Page(HTMLParser):
     @property
     def numbers(self):
         return json.loads("".join(self.scripts))
+
+
+def rendered(result):
+    """The page of a result, drawn once for all tests that look at it: most of the time goes into figures."""
+    return _rendered(json.dumps(result))
+
+
+@functools.cache
+def _rendered(text):
+    return render(json.loads(text))
+
+
+def light(result):
+    """The audit without figures, for tests of other parts."""
+    return result | {"histograms": [], "attacks": [row | {"roc": None} for row in result["attacks"]]}
 
 
 def estimate(value, low, high, n=197, note=None):

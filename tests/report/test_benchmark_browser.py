@@ -1,4 +1,4 @@
-"""The page of a benchmark in a real headless Chromium: one browser for all of these tests."""
+"""The page of a benchmark in a real headless Chromium: one browser for all tests."""
 
 import itertools
 import json
@@ -7,20 +7,13 @@ import pytest
 
 from expunge.report import write_benchmark
 from report.benchmarks import TIES, benchmark, find, point, running
-from report.browser import CHROMIUM, Browser
+from report.browser import CHROMIUM
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium")
 
 SCRIPT = "<script>alert(1)</script>"
 WIDEST = "Math.max(document.documentElement.scrollWidth, document.body.scrollWidth)"
 BOXES = "(part => [...document.querySelectorAll(part)].map(e => e.getBoundingClientRect()).filter(b => b.width).map(b => [b.left, b.top, b.right, b.bottom]))"
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    browser = Browser(tmp_path_factory.mktemp("profile"))
-    yield browser
-    browser.close()
 
 
 @pytest.fixture(scope="module")

@@ -1,25 +1,18 @@
-"""The page in a real headless Chromium: one browser for all of these tests."""
+"""The page in a real headless Chromium: one browser for all tests."""
 
 import json
 
 import pytest
 
 from expunge.report import write
-from report.browser import CHROMIUM, Browser
-from report.pages import exposed, judged
+from report.browser import CHROMIUM
+from report.pages import exposed, judged, light
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium")
 
 SCRIPT = "<script>alert(1)</script>"
 LONG = "FineTune(epochs=10,lr=0.01,batch_size=128,momentum=0.9,weight_decay=0.0005,schedule=Cosine())"
 WIDEST = "Math.max(document.documentElement.scrollWidth, document.body.scrollWidth)"
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    browser = Browser(tmp_path_factory.mktemp("profile"))
-    yield browser
-    browser.close()
 
 
 @pytest.fixture
@@ -32,11 +25,6 @@ def shown(browser, tmp_path):
         return browser
 
     return open_page
-
-
-def light(result):
-    """The audit without figures: those take the time."""
-    return result | {"histograms": [], "attacks": [row | {"roc": None} for row in result["attacks"]]}
 
 
 def boxes(browser, within, *parts):

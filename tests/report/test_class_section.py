@@ -6,12 +6,12 @@ import pytest
 from expunge.errors import DataError
 from expunge.report import render
 from expunge.report.class_section import MAX_COLUMNS, SHOWN, sections
-from report.pages import HOSTILE, Page
+from report.pages import HOSTILE, Page, light, rendered
 
 
 @pytest.fixture
 def page(class_sample):
-    return Page(render(class_sample))
+    return Page(rendered(class_sample))
 
 
 def rows_of(html, caption):
@@ -25,17 +25,17 @@ def rows_of(html, caption):
 
 
 def test_the_answers_stand_beside_those_of_retraining_yardsticks_first_and_in_its_order(class_sample):
-    head, *rows = rows_of(render(class_sample), "Mean probability of each class on 100 unseen images of deer")
+    head, *rows = rows_of(rendered(class_sample), "Mean probability of each class on 100 unseen images of deer")
     assert head[:5] == ["Model", "deer itself", "horse neighbour", "bird", "frog"] and len(head) == 11
     assert [row[0] for row in rows] == ["retrained yardstick", "retrained 2", "original", "AMUN", "GradientAscent"]
     assert rows[0][1:5] == ["0", "38", "22", "16"] and rows[2][1:3] == ["84", "4"]
-    _, *preferred = rows_of(render(class_sample), "Share of the same images")
+    _, *preferred = rows_of(rendered(class_sample), "Share of the same images")
     assert preferred[2][1] == "98"
 
 
 def test_the_confusion_row_of_every_model_stands_side_by_side(class_sample):
     answers = class_sample["classes"][0]
-    head, *rows = rows_of(render(class_sample), "Share of the same images by the class that the model prefers (its confusion row), %")
+    head, *rows = rows_of(rendered(class_sample), "Share of the same images by the class that the model prefers (its confusion row), %")
     order = [answers["classes"].index(column.split(" ")[0]) for column in head[1:]]
     assert sorted(order) == list(range(10)) and {row[0].removesuffix(" yardstick") for row in rows} == {r["model"] for r in answers["rows"]}
     by_name = {row["model"]: row["predicted"] for row in answers["rows"]}
@@ -50,7 +50,7 @@ def test_the_strength_of_a_colour_grows_with_the_share(class_sample):
     assert strengths[0] == 0 < strengths[-1] <= 1 and strengths[-1] > 0.8
     for share in shares:
         assert re.fullmatch(r"[01]\.\d{3}", share.strength)
-    styles = re.findall(r'style="(--share[^"]*)"', render(class_sample))
+    styles = re.findall(r'style="(--share[^"]*)"', rendered(class_sample))
     assert len(styles) == 2 * 5 * 10 and all(re.fullmatch(r"--share: [01]\.\d{3}", style) for style in styles)
 
 
@@ -73,7 +73,7 @@ def test_unseen_images_of_the_class_are_the_nonmembers_everywhere(page, class_sa
     for histogram in swapped["histograms"]:
         histogram["test"] = histogram["forget_test"]
     assert re.findall(r'<svg class="plot".*?</svg>', render(swapped), re.DOTALL) == re.findall(
-        r'<svg class="plot".*?</svg>', render(class_sample), re.DOTALL
+        r'<svg class="plot".*?</svg>', rendered(class_sample), re.DOTALL
     )
 
 
@@ -97,7 +97,7 @@ def test_without_a_floor_none_is_shown_and_a_supported_rate_is(class_sample):
     leakage = class_sample["classes"][0]["leakage"]
     leakage["floors"] = {}
     leakage["rows"][1]["own train"]["tpr"] = {"value": 0.31, "low": 0.2, "high": 0.4, "n": 500, "note": None}
-    words = Page(render(class_sample)).words
+    words = Page(render(light(class_sample))).words
     assert "between retrained models floor" not in words and "halves of the retrained models" not in words
     assert "True positives at 1% FPR, % sure of" in words and "31.0 20.0 to 40.0" in words and "No rate of true positives" not in words
 
@@ -126,7 +126,7 @@ def test_of_many_classes_the_frequent_ones_have_a_column_and_the_rest_is_summed(
     largest = [max(row[key][c] for row in answers["rows"] for key in ("answer", "predicted")) for c in range(40)]
     own = {answers["classes"].index(answers["name"]), answers["classes"].index(answers["neighbour"])}
     assert set(shown) == own | set(sorted(set(range(40)) - own, key=lambda c: -largest[c])[: SHOWN - 2])
-    assert rows_of(render(many_classes), "Mean probability")[0][-1] == "30 others"
+    assert rows_of(render(light(many_classes)), "Mean probability")[0][-1] == "30 others"
 
 
 def _only_answers(sample):
@@ -159,7 +159,7 @@ def _one_retrained_model(sample):
 )
 def test_what_is_not_known_of_a_class_is_left_out_or_said(class_sample, change, present, absent):
     change(class_sample)
-    page = Page(render(class_sample))
+    page = Page(render(light(class_sample)))
     assert present in page.words and absent not in page.words
     assert "None" not in page.words.replace("None raised", "") and "nan" not in page.words.split()
 
@@ -167,7 +167,7 @@ def test_what_is_not_known_of_a_class_is_left_out_or_said(class_sample, change, 
 def test_ids_are_unique_and_tables_can_be_read_aloud_with_several_classes(class_sample):
     first = class_sample["classes"][0]
     class_sample["classes"].append(first | {"name": "dog", "neighbour": "cat"})
-    page = Page(render(class_sample))
+    page = Page(render(light(class_sample)))
     ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
     assert len(ids) == len(set(ids)) and {"class0", "class1", "class1-near", "class1-leakage"} <= set(ids)
     assert {attributes["aria-labelledby"] for _, attributes in page.tags if "aria-labelledby" in attributes} <= set(ids)

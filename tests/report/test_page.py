@@ -8,12 +8,12 @@ import pytest
 
 from expunge.errors import DataError, StoreError
 from expunge.report import render, write
-from report.pages import HOSTILE, Page
+from report.pages import HOSTILE, Page, light, rendered
 
 
 @pytest.fixture
 def page(sample):
-    return Page(render(sample))
+    return Page(rendered(sample))
 
 
 def test_the_page_is_one_document_with_the_parts_in_order(page):
@@ -45,7 +45,7 @@ def test_an_audit_that_cannot_see_the_original_says_so(sample, page):
     assert "the average gap cannot tell forgetting from doing nothing" not in page.words
     original = sample["models"][0]["gaps"]["average"]
     original |= {"value": 0.03, "low": 0.02, "high": 0.04}
-    assert "the average gap cannot tell forgetting from doing nothing" in Page(render(sample)).words
+    assert "the average gap cannot tell forgetting from doing nothing" in Page(render(light(sample))).words
 
 
 def test_a_note_that_holds_for_every_row_is_printed_once(page):
@@ -73,7 +73,7 @@ def test_names_are_text_wherever_they_come_from(sample):
 
 
 def test_the_page_asks_nothing_of_the_network(sample):
-    html = render(sample)
+    html = rendered(sample)
     outside = html.replace('xmlns="http://www.w3.org/2000/svg"', "").replace('xmlns:xlink="http://www.w3.org/1999/xlink"', "")
     assert "http:" not in outside and "https:" not in outside and "@import" not in html
     for _, attributes in Page(html).tags:
@@ -83,7 +83,7 @@ def test_the_page_asks_nothing_of_the_network(sample):
 
 
 def test_every_figure_is_well_formed_and_no_id_appears_twice(sample, page):
-    figures = re.findall(r'<svg class="plot".*?</svg>', render(sample), flags=re.DOTALL)
+    figures = re.findall(r'<svg class="plot".*?</svg>', rendered(sample), flags=re.DOTALL)
     assert len(figures) == 3 + len(sample["histograms"])
     for figure in figures:
         ET.fromstring(figure)
@@ -93,7 +93,7 @@ def test_every_figure_is_well_formed_and_no_id_appears_twice(sample, page):
 
 
 def test_every_colour_of_a_figure_is_defined_for_light_and_dark(sample):
-    html = render(sample)
+    html = rendered(sample)
     style = html[html.index("<style>") : html.index("</style>")]
     light, dark = style.split("@media screen and (prefers-color-scheme: dark)")
     for name in set(re.findall(r"var\(--((?:model-\d|ink|muted|grid|paper|card|tint|shade|rule|warn)[a-z-]*)\)", html)):
@@ -101,13 +101,13 @@ def test_every_colour_of_a_figure_is_defined_for_light_and_dark(sample):
 
 
 def test_the_same_result_gives_the_same_page(sample):
-    assert render(sample) == render(copy.deepcopy(sample))
+    assert render(sample) == rendered(sample)
 
 
 def test_the_page_neither_depends_on_the_settings_of_matplotlib_nor_changes_them(sample):
     import matplotlib
 
-    before, html = copy.deepcopy(sample), render(sample)
+    before, html = copy.deepcopy(sample), rendered(sample)
     with matplotlib.rc_context({"font.size": 20, "axes.facecolor": "red", "lines.linewidth": 9}):
         matplotlib.rcParams["backend"] = "svg"
         settings = dict(matplotlib.rcParams)
@@ -115,7 +115,7 @@ def test_the_page_neither_depends_on_the_settings_of_matplotlib_nor_changes_them
 
 
 def test_a_result_from_before_classes_looks_like_one_without_classes(sample):
-    old = render(sample)
+    old = rendered(sample)
     _without_new_keys_but_named(sample)
     cut = old.index('<script type="application/json"')
     assert render(sample)[:cut] == old[:cut]

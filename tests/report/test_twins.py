@@ -5,7 +5,7 @@ import pytest
 from expunge.audits.tables import notes, tables
 from expunge.report import render
 from expunge.report.twins import folded, folded_name, is_other, is_reference
-from report.pages import Page
+from report.pages import Page, rendered
 
 NAME = "retrained 2 … 5"
 
@@ -18,7 +18,7 @@ def test_names_of_retrained_models_are_understood():
 
 def test_a_few_retrained_models_stay_as_they_are(class_sample):
     assert folded_name(class_sample) is None and folded(class_sample) == class_sample
-    assert "one by one" not in Page(render(class_sample)).words
+    assert "one by one" not in Page(rendered(class_sample)).words
 
 
 def test_the_line_holds_the_mean_the_smallest_and_the_largest(many_retrained):

@@ -175,9 +175,9 @@ def test_a_file_in_place_of_the_store_is_named(tmp_path):
     (tmp_path / "runs").write_text("")
     cell = Store(tmp_path / "runs").cell("shadow", {})
     assert not cell.done
-    with pytest.raises(StoreError, match="pass another store folder"):
+    with pytest.raises(StoreError, match="pass another path"):
         cell.finish({})
-    with pytest.raises(StoreError, match="pass another store folder"), cell.claim():
+    with pytest.raises(StoreError, match="pass another path"), cell.claim():
         pass
 
 
@@ -289,7 +289,7 @@ def test_the_heart_beats_while_the_cell_is_claimed(tmp_path):
     cell = Store(tmp_path, stale_after=0.3).cell("shadow", {})
     with cell.claim():
         os.utime(cell.folder / "claim.0", (0, 0))
-        deadline = time.monotonic() + 3
+        deadline = time.monotonic() + 60
         while (cell.folder / "claim.0").stat().st_mtime == 0:
             assert time.monotonic() < deadline
             time.sleep(0.01)

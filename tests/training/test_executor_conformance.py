@@ -291,7 +291,7 @@ def alive(pid: int) -> bool:
 
 
 def wait_for(condition) -> None:
-    deadline = time.monotonic() + 150  # seconds, for machines under load
+    deadline = time.monotonic() + 300  # seconds, for machines under load
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)

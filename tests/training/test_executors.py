@@ -18,6 +18,8 @@ from expunge.training.executors import SerialExecutor, WorkerDied
 from expunge.training.executors.processes import process_pool
 from expunge.training.executors.sending import examine
 
+PATIENCE = 120  # seconds, for machines under load
+
 
 @pytest.fixture(scope="module")
 def seen():
@@ -77,9 +79,9 @@ def test_a_killed_worker_fails_its_own_call_only_and_is_replaced(pool):
 def test_an_error_in_the_block_ends_the_workers_at_once():
     start = time.monotonic()
     with pytest.raises(KeyboardInterrupt), process_pool(1, (torch.ones(1),)) as pool:
-        future, waiting = pool.submit(worker_calls.nap, 60), pool.submit(worker_calls.nap, 60)
+        future, waiting = pool.submit(worker_calls.nap, 600), pool.submit(worker_calls.nap, 600)
         raise KeyboardInterrupt
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 300  # it does not wait for the calls
     assert waiting.cancelled() or waiting.exception()
     assert future.cancelled() or isinstance(future.exception(), WorkerDied)
 
@@ -116,7 +118,7 @@ pool = process_pool(1, (2.0,))
 print(json.dumps([pool.submit(pow, 3).result(), pool.submit(divmod, 0.5).result()]), flush=True)
 worker = next(iter(pool._workers)).process.pid
 print(worker, flush=True)
-time.sleep(60)
+time.sleep(600)
 """
 
 
@@ -152,9 +154,9 @@ def test_a_script_without_a_guard_works_and_its_workers_end_with_it(tmp_path):
             worker = int(process.stdout.readline())
         finally:
             process.kill()
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=PATIENCE)
     assert (out, err) == ("", "")  # the worker did not run the script again
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + PATIENCE
     while alive(worker):
         assert time.monotonic() < deadline, "the worker has outlived its parent"
         time.sleep(0.02)

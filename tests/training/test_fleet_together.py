@@ -64,7 +64,7 @@ def test_a_model_that_another_process_trains_is_waited_for(tmp_path):
         with first.claim() as mine:
             assert mine
             claimed.set()
-            ready.wait(20)
+            ready.wait(300)
             first.finish({"by": "other"})
 
     thread = threading.Thread(target=other)

@@ -26,7 +26,7 @@ from expunge.training.per_sample import (
     squared_gradients,
     trainable,
 )
-from toys import toy_net
+from toys import Attending, toy_net
 
 LOSSES = pytest.mark.parametrize("losses", [own_label, every_label, answer_length])
 
@@ -225,3 +225,16 @@ def test_a_matrix_that_would_not_fit_is_refused(memorised, monkeypatch):
     with pytest.raises(ConfigError, match="at most 50,000 numbers; got 16 samples of 6,186 parameters. Take 8 samples or fewer"):
         gradient_matrix(model, split.forget)
     assert gradient_matrix(toy_net(), split.forget.subset(range(8))).shape == (8, 6186)
+
+
+def test_attention_is_differentiated_sample_by_sample_without_falling_back_to_a_slow_loop():
+    """PyTorch warns of the loop, and here warnings are errors."""
+    torch.manual_seed(0)
+    model = Attending().eval()
+    data = ImageData(torch.rand(5, 1, 8, 8), torch.arange(5) % 3, tuple("abc"))
+    expected = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    for image, label in data:
+        loss = functional.cross_entropy(model(image[None]), torch.tensor([label]))
+        for (name, _), g in zip(model.named_parameters(), torch.autograd.grad(loss, list(model.parameters())), strict=True):
+            expected[name] += g.square() / len(data)
+    torch.testing.assert_close(squared_gradients(model, data), expected, rtol=1e-3, atol=1e-7)

@@ -56,8 +56,8 @@ def made():
 def test_a_call_whose_worker_dies_is_made_again_so_often_and_then_fails(made, retries):
     with WorkerPool(1, lambda: Fake(made), retries=retries) as pool:
         with pytest.raises(WorkerDied):
-            pool.submit(os.abort).result(10)
-        assert pool.submit(abs, -1).result(10) == 1
+            pool.submit(os.abort).result(60)
+        assert pool.submit(abs, -1).result(60) == 1
     assert len(made) == retries + 2
     assert all(worker.closed for worker in made)
 
@@ -67,16 +67,16 @@ def test_a_worker_that_is_not_ready_keeps_no_call_from_being_done(made):
         assert list(pool.map(abs, range(-5, 0))) == [5, 4, 3, 2, 1]
         pool.submit(os.abort)  # even the only one that was ready may go: the other one takes over
         made[1].ready.set()
-        assert pool.submit(abs, -1).result(10) == 1
+        assert pool.submit(abs, -1).result(60) == 1
 
 
 def test_the_end_does_not_wait_for_a_worker_that_never_started(made):
     ended = []
     with WorkerPool(3, lambda: Fake(made, ready=not made), end=lambda: ended.append(True)) as pool:
-        assert pool.submit(abs, -1).result(10) == 1
+        assert pool.submit(abs, -1).result(60) == 1
     assert all(worker.closed for worker in made) and ended == [True]
     with pytest.raises(WorkerDied):
-        pool.submit(abs, -1).result(10)
+        pool.submit(abs, -1).result(60)
 
 
 def test_a_worker_that_cannot_start_fails_all_calls_with_the_reason(made):
@@ -84,15 +84,15 @@ def test_a_worker_that_cannot_start_fails_all_calls_with_the_reason(made):
         futures = [pool.submit(abs, -1) for _ in range(3)]
         for future in futures:
             with pytest.raises(StoreError, match="not seen"):
-                future.result(10)
+                future.result(60)
         with pytest.raises(StoreError):
-            pool.submit(abs, -1).result(10)
+            pool.submit(abs, -1).result(60)
     assert len(made) == 1  # a mistake is not tried again; a death is
 
 
 def test_a_worker_that_dies_while_it_starts_is_started_again(made):
     with WorkerPool(1, lambda: Fake(made, fails=WorkerDied("node gone") if len(made) < 2 else None), retries=2) as pool:
-        assert pool.submit(abs, -1).result(10) == 1
+        assert pool.submit(abs, -1).result(60) == 1
     assert len(made) == 3
 
 
@@ -118,12 +118,12 @@ def test_shutdown_waits_for_calls_or_cancels_those_that_wait(made):
         time.sleep(0.01)
     waiting = pool.submit(abs, -1)
     pool.shutdown(wait=False, cancel_futures=True)
-    assert waiting.cancelled() and slow.result(10) is None
+    assert waiting.cancelled() and slow.result(60) is None
 
 
 def test_a_cancelled_call_is_never_made(made):
     with WorkerPool(1, lambda: Fake(made)) as pool:
         slow, waiting = pool.submit(time.sleep, 0.2), pool.submit(os.abort)
         assert waiting.cancel()
-        assert pool.submit(abs, -1).result(10) == 1
+        assert pool.submit(abs, -1).result(60) == 1
     assert slow.done() and len(made) == 1

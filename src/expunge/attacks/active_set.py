@@ -31,6 +31,9 @@ class ActiveSet(SimpleNamespace):
         passes: int64 (B,), forward passes spent so far.
     """
 
+    best: Tensor
+    found: Tensor
+
     @classmethod
     def of(cls, positions: Labels, ids: Labels, x: Images, y: Labels) -> "ActiveSet":
         # Copies, because `put` writes into these tensors.

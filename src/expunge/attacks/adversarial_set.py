@@ -4,11 +4,8 @@ A set made once for a whole training set serves any forget set: `for_ids` picks 
 refuses a set of another model, whose labels would not be the model's own.
 """
 
-import contextlib
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -18,13 +15,14 @@ from typing import ClassVar, final
 import safetensors
 import torch
 from jaxtyping import Bool
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..checks import check_made_from
 from ..data.images import Augment, Samples, places
-from ..errors import DataError, MissingError, StoreError
+from ..errors import DataError, StoreError
 from ..models.checkpoint import model_hash
+from ..store.files import check_file, write_tensors
 from ..types import Images, Labels, Scores
 
 FORMAT = "expunge adversarial set 1"
@@ -51,6 +49,15 @@ class AdversarialSet(Samples):
         model_hash: the attacked model, as `models.checkpoint.model_hash` gives it.
         data_fingerprint: the data that were attacked.
         attack: the attack's repr.
+
+    Example:
+        >>> import torch, expunge
+        >>> x = torch.tensor([0.3, 0.45, 0.55, 0.7]).reshape(4, 1, 1, 1)
+        >>> data = expunge.ImageData(x, torch.tensor([0, 0, 1, 1]), ("dark", "bright"))
+        >>> bright = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(1, 2))
+        >>> _ = bright.load_state_dict({"1.weight": torch.tensor([[-1.0], [1.0]]), "1.bias": torch.tensor([0.5, -0.5])})
+        >>> expunge.NearestDDN()(bright, data)
+        AdversarialSet(4 images, 4 found, 0 already wrong, mean distance 0.1427)
     """
 
     resident: ClassVar[bool] = True
@@ -85,7 +92,8 @@ class AdversarialSet(Samples):
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        return tuple(self.images.shape[1:])
+        channels, height, width = self.images.shape[1:]
+        return channels, height, width
 
     @cached_property
     def fingerprint(self) -> str:
@@ -172,12 +180,7 @@ class AdversarialSet(Samples):
             "augment": json.dumps([self.augment.pad, self.augment.flip]), "attack": self.attack,
             "model_hash": self.model_hash, "data_fingerprint": self.data_fingerprint,
         }  # fmt: skip
-        try:
-            _replace(Path(path), {name: getattr(self, name).contiguous() for name in TENSORS}, header)
-        except (OSError, safetensors.SafetensorError) as error:
-            raise StoreError(
-                f"cannot write the adversarial set {path}: {error}. Check the folder's permissions and the free space."
-            ) from error
+        write_tensors(Path(path), {name: getattr(self, name) for name in TENSORS}, header)
 
     @classmethod
     def load(cls, path: str | Path) -> "AdversarialSet":
@@ -185,17 +188,14 @@ class AdversarialSet(Samples):
 
         Raises:
             MissingError: no such file.
-            DataError: the file is damaged, or holds something else.
+            StoreError: the file is damaged, or holds something else.
         """
-        if not Path(path).is_file():
-            raise MissingError(
-                f"no adversarial set file {str(path)!r}; checked from {os.getcwd()}. Make it with attack(model, data).save(path)."
-            )
+        check_file(path, "adversarial set file", "Make it with attack(model, data).save(path).")
         try:
             with safetensors.safe_open(path, framework="pt") as file:
                 header = file.metadata() or {}
             if header.get("format") != FORMAT:
-                raise DataError(
+                raise StoreError(
                     f"{path} must hold a set of adversarial examples ({FORMAT!r}); got {header.get('format')!r}. "
                     "Pass a file that AdversarialSet.save wrote."
                 )
@@ -206,11 +206,11 @@ class AdversarialSet(Samples):
             )  # fmt: skip
             whole = loaded.fingerprint == header["content"]
         except (safetensors.SafetensorError, KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise DataError(
+            raise StoreError(
                 f"{path} is not a whole set of adversarial examples: {error}. Copy it again from where it came, or make it again."
             ) from error
         if not whole:
-            raise DataError(
+            raise StoreError(
                 f"{path} is damaged: its content does not match the hash stored with it. "
                 "Copy it again from where it came, or make it again."
             )
@@ -223,17 +223,3 @@ class AdversarialSet(Samples):
 def _numbered(images: Images, size: int = 256) -> Iterator[tuple[Tensor, Images]]:
     for positions in torch.arange(len(images)).split(size):
         yield positions, images[positions]
-
-
-def _replace(path: Path, tensors: dict[str, Tensor], header: dict[str, str]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    os.close(handle)
-    try:
-        save_file(tensors, temporary, header)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)

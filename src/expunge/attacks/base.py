@@ -9,7 +9,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import TYPE_CHECKING, Any, ClassVar, final
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..checks import check_settings
 from ..costs import count
 from ..data.images import Samples
-from ..device import device_of, exact_float32, fast_layout
+from ..device import device_of, exact_float32, fast_layout, without_autocast
 from ..errors import AdversarialSearchFailed, DataError, InputsOutsideUnitRange, ModelError, ZeroGradients
 from ..models.checkpoint import model_hash
 from ..modes import eval_mode
@@ -44,12 +44,25 @@ class NearestAttack(ABC):
         paper: where the algorithm is from.
         passes: what an image takes at the default settings, as forward and backward passes of training; measured on CIFAR-10.
         revision: raised when the algorithm changes, so that stored results of the old one are not taken for the new.
+
+    Example:
+        >>> import expunge
+        >>> isinstance(expunge.NearestDDN(), expunge.NearestAttack), expunge.NearestDDN(bisections=3).bisections
+        (True, 3)
     """
 
     name: ClassVar[str]
     paper: ClassVar[str]
     passes: ClassVar[float]
     revision: ClassVar[int] = 1
+
+    if TYPE_CHECKING:
+
+        @property
+        def batch_size(self) -> int: ...
+
+        @property
+        def bisections(self) -> int: ...
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -75,7 +88,7 @@ class NearestAttack(ABC):
         with prepared(model, data) as layout:
             result = _Search(self, model, data, layout).run()
         _flag(result, data)
-        done = result.tensors
+        done: dict[str, Any] = result.tensors
         return AdversarialSet(
             **done, ids=data.ids.clone(), true_labels=data.labels.clone(), found=done["labels"] != data.labels, classes=tuple(data.classes),
             model_hash=model_hash(model), data_fingerprint=data.fingerprint, attack=repr(self),
@@ -188,7 +201,7 @@ def prepared(model: nn.Module, data: Samples) -> Iterator[torch.memory_format]:
         _check(model, data)
         device = device_of(model)
         first = data.fetch(torch.arange(1)).to(device)
-        with _only_inputs(model), torch.autocast(device.type, enabled=False), fast_layout(model, first) as layout:
+        with _only_inputs(model), without_autocast(device), fast_layout(model, first) as layout:
             yield layout
 
 

@@ -10,7 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, final
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, final
 
 import torch
 from jaxtyping import Bool
@@ -45,6 +45,15 @@ class Attacked:
         distances: (N,), from the sample, in the attack's norm.
         forward_passes, backward_passes: images that went through the model in that direction, all samples together.
         attack: the attack's repr.
+
+    Example:
+        >>> import torch, expunge
+        >>> x = torch.tensor([0.3, 0.45, 0.55, 0.7]).reshape(4, 1, 1, 1)
+        >>> data = expunge.ImageData(x, torch.tensor([0, 0, 1, 1]), ("dark", "bright"))
+        >>> bright = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(1, 2))
+        >>> _ = bright.load_state_dict({"1.weight": torch.tensor([[-1.0], [1.0]]), "1.bias": torch.tensor([0.5, -0.5])})
+        >>> expunge.PGD(eps=0.1)(bright, data)
+        Attacked(4 images, 2 fooled, 0 already wrong)
     """
 
     images: Images
@@ -89,11 +98,27 @@ class BoundedAttack(ABC):
         name: as the command line would spell it.
         paper: where the algorithm is from.
         revision: raised when the algorithm changes, so that stored results of the old one are not taken for the new.
+
+    Example:
+        >>> import expunge
+        >>> isinstance(expunge.PGD(), expunge.BoundedAttack), expunge.PGD(eps=0.5, norm="l2").eps
+        (True, 0.5)
     """
 
     name: ClassVar[str]
     paper: ClassVar[str]
     revision: ClassVar[int] = 1
+
+    if TYPE_CHECKING:
+
+        @property
+        def norm(self) -> str: ...
+
+        @property
+        def eps(self) -> float: ...
+
+        @property
+        def batch_size(self) -> int: ...
 
     def __post_init__(self) -> None:
         check_settings(self)

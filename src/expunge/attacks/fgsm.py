@@ -5,14 +5,13 @@ from torch import nn
 
 from ..costs import count
 from ..data.images import Samples
-from ..device import device_of
-from ..modes import eval_mode
+from ..device import device_of, exact
 from ..types import Logits
 from .active_set import finite, margin
 
 
 def logits_after_fgsm(model: nn.Module, data: Samples, eps: float, *, batch_size: int = 256) -> Logits:
-    """The model's logits on the FGSM image of each sample, in order, float32 (N, K) on the CPU; in eval mode, so that batch mates do not matter.
+    """The model's logits on the FGSM image of each sample, in order, float32 (N, K) on the CPU; in eval mode, so that batch mates do not matter, and exact float32.
 
         x' = clamp(x + eps · sign ∇_x CE(f(x), y), 0, 1)
 
@@ -29,7 +28,7 @@ def logits_after_fgsm(model: nn.Module, data: Samples, eps: float, *, batch_size
     """
     answers, device = [], device_of(model)
     count(data.ids, forward=2, input_gradients=1)
-    with eval_mode(model), torch.enable_grad():
+    with exact(model), torch.enable_grad():
         for images, labels in data.batches(batch_size):
             x, y = images.to(device).requires_grad_(), labels.to(device)
             # The margin falls in the direction in which the cross-entropy rises, and does not fade on images that the model is sure of.

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..checks import setting
-from ..rng import uniform
+from ..rng import seed_setting, uniform
 from ..types import Images
 from .active_set import ActiveSet, column
 from .base import NearestAttack
@@ -53,7 +53,7 @@ class NearestFGSM(NearestAttack):
     steps: int = setting(250, ge=1)
     restarts: int = setting(3, ge=0)
     noise: float = setting(0.01, gt=0, le=1)
-    seed: int = setting(0, ge=0)
+    seed: int = seed_setting()
     batch_size: int = setting(256, ge=1)
     bisections: int = setting(0, ge=0, le=20)
 

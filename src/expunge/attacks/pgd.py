@@ -10,7 +10,7 @@ from ..checks import setting
 from ..data.images import Samples
 from ..device import device_of
 from ..progress import report
-from ..rng import uniform
+from ..rng import seed_setting, uniform
 from ..types import Images, Labels
 from .active_set import ActiveSet, column, look, refill, unit
 from .bounded import NORMS, BoundedAttack, Tried
@@ -70,7 +70,7 @@ class PGD(BoundedAttack):
     step_ratio: float = setting(0.1, gt=0, le=2)
     random_start: bool = setting(True)
     restarts: int = setting(0, ge=0, lt=MOST_WALKS)
-    seed: int = setting(0, ge=0, lt=2**63)
+    seed: int = seed_setting()
     early_stop: bool = setting(True)
     batch_size: int = setting(256, ge=1)
 
@@ -133,7 +133,7 @@ class _Walks:
     def enter(self, slots: Tensor) -> ActiveSet:
         at = self.positions[slots]
         x = self.data.fetch(at).to(self.device, memory_format=self.layout)
-        rows = ActiveSet.of(*(t.to(self.device) for t in (slots, self.data.ids[at])), x, self.data.labels[at].to(self.device))
+        rows = ActiveSet.of(slots.to(self.device), self.data.ids[at].to(self.device), x, self.data.labels[at].to(self.device))
         rows.walk, rows.taken, rows.blind = torch.zeros_like(rows.y), torch.zeros_like(rows.y), torch.zeros_like(rows.found)
         if self.attack.random_start:
             rows.point = self.attack.start(rows.x, rows.ids, rows.walk)

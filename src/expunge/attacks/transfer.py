@@ -31,6 +31,16 @@ class Transfer(NamedTuple):
         same: the share whose top class is y_adv, of those examples whose image (without the attack) the other model gets right. n counts these.
         any: the share whose top class is any wrong one, of the same examples; never below `same`.
         same_of_all, any_of_all: the same of all examples, also of images that the other model gets wrong by itself.
+
+    Example:
+        >>> import torch, expunge
+        >>> x = torch.tensor([0.3, 0.45, 0.55, 0.7]).reshape(4, 1, 1, 1)
+        >>> data = expunge.ImageData(x, torch.tensor([0, 0, 1, 1]), ("dark", "bright"))
+        >>> bright = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(1, 2))
+        >>> _ = bright.load_state_dict({"1.weight": torch.tensor([[-1.0], [1.0]]), "1.bias": torch.tensor([0.5, -0.5])})
+        >>> found = expunge.transfer(expunge.NearestDDN()(bright, data), data, bright)
+        >>> found.same.value, found.any.value
+        (1.0, 1.0)
     """
 
     same: Estimate

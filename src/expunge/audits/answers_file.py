@@ -12,6 +12,7 @@ A .csv file has a line for each sample and model, with the columns id, group, la
 """
 
 import csv
+import io
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from ..checks import choose
 from ..errors import DataError, LabelsOnly, ProbabilitiesNotLogits
+from ..store.files import check_file, write_file
 from .audited import Audited, unseen_groups
 from .result import Flag
 
@@ -38,7 +40,6 @@ class Answers(NamedTuple):
     audited: Audited
     logits: dict[str, dict[str, Tensor]]
     flags: list[Flag]
-    labels_only: bool
 
 
 def read_answers(path: str | Path, forget_classes: Sequence[int | str] = ()) -> Answers:
@@ -50,6 +51,7 @@ def read_answers(path: str | Path, forget_classes: Sequence[int | str] = ()) -> 
     Where models gave only predictions, these stand for certain answers: accuracies and attacks on labels are right, everything about confidence is not there.
 
     Raises:
+        MissingError: no such file.
         DataError: the file cannot be read, or a part is missing or does not fit the others.
 
     Example:
@@ -59,13 +61,14 @@ def read_answers(path: str | Path, forget_classes: Sequence[int | str] = ()) -> 
         ...     file = Path(folder, "answers.npz")
         ...     np.savez(file, labels=labels, groups=["forget", "test"] * 4, **{"predictions:unlearned": labels})
         ...     found = read_answers(file)
-        >>> found.audited.sizes, found.labels_only
+        >>> found.audited.sizes, found.audited.labels_only
         ({'forget': 4, 'test': 4, 'shadow_models': 0}, True)
     """
     path = Path(path)
     readers = {".npz": _read_npz, ".csv": _read_csv}
     if path.suffix.lower() not in readers:
         raise DataError(f"answers must be in a file that ends in .npz or .csv; got {path.name}. `expunge audit --help` says what is in it.")
+    check_file(path, "file of answers", "Write it with save_answers, or as `expunge audit --help` says.")
     try:
         columns = readers[path.suffix.lower()](path)
     except (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile, csv.Error) as error:
@@ -86,8 +89,25 @@ def _number(name: int | str, columns: Mapping[str, np.ndarray]) -> int:
 def save_answers(path: str | Path, audited: Audited, logits: Mapping[str, Mapping[str, Tensor]]) -> None:
     """Writes what models answer as an .npz file that `read_answers` reads, so that somebody else can audit without models or images.
 
+    Where models gave only predictions, predictions are written: a file never says more than was known.
+
     Args:
+        path: the file; it is replaced as a whole or not at all.
         logits: of each model by group, as `read_answers` gives them.
+
+    Raises:
+        StoreError: the file cannot be written.
+
+    Example:
+        >>> import pathlib, tempfile, torch, expunge
+        >>> from expunge.audits import Audited
+        >>> labels = torch.tensor([0, 1, 0])
+        >>> audited = Audited(labels={"forget": labels, "test": labels}, classes=("cat", "dog"))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = pathlib.Path(folder, "answers.npz")
+        ...     expunge.save_answers(file, audited, {"unlearned": {"forget": torch.eye(2)[labels], "test": torch.eye(2)[labels]}})
+        ...     list(expunge.read_answers(file).logits)
+        ['unlearned']
     """
     groups = list(audited.labels)
     columns: dict[str, Any] = {
@@ -97,12 +117,15 @@ def save_answers(path: str | Path, audited: Audited, logits: Mapping[str, Mappin
         "forget_classes": np.array(audited.forget_classes, dtype=np.int64),
         "ids": torch.cat([audited.ids if g == "forget" else torch.full_like(audited.labels[g], -1) for g in groups]).numpy(),
     }
-    columns |= {f"logits:{name}": torch.cat([found[g] for g in groups]).numpy() for name, found in logits.items()}
-    if audited.shadow_logits is not None:
+    for name, found in logits.items():
+        answers = torch.cat([found[g] for g in groups])
+        columns |= {f"predictions:{name}": answers.argmax(1).numpy()} if audited.labels_only else {f"logits:{name}": answers.numpy()}
+    if audited.shadow_logits is not None and audited.included is not None:
         scored = np.concatenate([np.full(len(audited.labels[g]), g in ("forget", audited.nonmembers)) for g in groups])
         columns |= {"shadow_logits": audited.shadow_logits.numpy(), "included": audited.included.numpy(), "scored": scored}
-    with open(path, "wb") as file:
-        np.savez_compressed(file, **columns)
+    content = io.BytesIO()
+    np.savez_compressed(content, **columns)
+    write_file(Path(path), content.getvalue())
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
@@ -163,55 +186,58 @@ def _answers(columns: Mapping[str, np.ndarray], source: str) -> Answers:
         )
     missing = [name for name in ("labels", "groups") if name not in columns] + ([] if models else ["logits:NAME"])
     if missing:
-        raise DataError(f"answers need {', '.join(missing)}; got only {', '.join(columns) or 'nothing'} in {source}.")
+        raise DataError(
+            f"answers need {', '.join(missing)}; got only {', '.join(columns) or 'nothing'} in {source}. `expunge audit --help` says what is in a file."
+        )
     labels, groups = columns["labels"], columns["groups"].astype(str)
     if labels.ndim != 1 or labels.dtype.kind not in "iu" or len(labels) == 0 or groups.shape != labels.shape or labels.min() < 0:
         raise DataError(
-            f"labels must be whole numbers from 0 on, and groups a text for each; got {labels.dtype} {labels.shape} and {groups.shape} in {source}."
+            f"labels must be whole numbers from 0 on, and groups a text for each; got {labels.dtype} {labels.shape} and {groups.shape} in {source}. "
+            "Write both in the order of the samples."
         )
     unknown = sorted(set(groups) - set(READ_GROUPS))
     if unknown:
-        raise DataError(f"groups must be {', '.join(READ_GROUPS)}; got {', '.join(unknown[:3])} in {source}.")
+        raise DataError(
+            f"groups must be {', '.join(READ_GROUPS)}; got {', '.join(unknown[:3])} in {source}. Name what each sample was to the original model."
+        )
     for key in models.values():
         if len(columns[key]) != len(labels) or columns[key].ndim != (1 if key.startswith("predictions:") else 2):
-            raise DataError(f"{key} must have a row for each of {len(labels)} samples; got shape {columns[key].shape} in {source}.")
+            raise DataError(
+                f"{key} must have a row for each of {len(labels)} samples; got shape {columns[key].shape} in {source}. Score every model on all of them."
+            )
     n_classes = max([int(labels.max()) + 1, *(_n_classes(columns[key], key) for key in models.values())])
     flags: list[Flag] = []
     logits = {name: _as_logits(columns[key], key, n_classes, flags) for name, key in models.items()}
-    if kinds == {"predictions"}:
+    audited, where = _audited(columns, torch.from_numpy(labels.astype(np.int64)), groups, n_classes, kinds == {"predictions"}, source)
+    if audited.labels_only:
         flags.append(
             Flag(LabelsOnly.__name__, "models gave predicted labels alone: what they know of samples that they answer alike stays unseen.")
         )
-    return _by_group(columns, torch.from_numpy(labels.astype(np.int64)), groups, logits, n_classes, flags, source)
+    return Answers(audited, {name: {group: z[positions] for group, positions in where.items()} for name, z in logits.items()}, flags)
 
 
-def _by_group(
-    columns: Mapping[str, np.ndarray],
-    labels: Tensor,
-    groups: np.ndarray,
-    logits: dict[str, Tensor],
-    n_classes: int,
-    flags: list[Flag],
-    source: str,
-) -> Answers:
+def _audited(
+    columns: Mapping[str, np.ndarray], labels: Tensor, groups: np.ndarray, n_classes: int, labels_only: bool, source: str
+) -> tuple[Audited, dict[str, Tensor]]:
+    """What the file says about the samples, and where those of each group are."""
     classes = tuple(map(str, columns.get("classes", range(n_classes))))
     if len(classes) < n_classes:
-        raise DataError(f"classes must name all {n_classes} classes that models or labels know; got {len(classes)} in {source}.")
+        raise DataError(
+            f"classes must name all {n_classes} classes that models or labels know; got {len(classes)} in {source}. Name the others, or leave classes out."
+        )
     forgotten = tuple(int(k) for k in columns.get("forget_classes", ()))
     if any(not 0 <= k < len(classes) for k in forgotten):
-        raise DataError(f"forget_classes must lie in [0, {len(classes)}); got {forgotten} in {source}.")
+        raise DataError(f"forget_classes must lie in [0, {len(classes)}); got {forgotten} in {source}. Count classes from 0.")
     where = {group: torch.from_numpy(np.flatnonzero(groups == group)) for group in READ_GROUPS if (groups == group).any()}
     if "test" in where:
         unseen = where.pop("test")
         where |= {name: unseen[positions] for name, positions in unseen_groups(labels[unseen], forgotten, classes).items()}
     extras = _shadows(columns, where, source) if "forget" in where and "test" in where else {}
-    labels_only = any(flag.name == LabelsOnly.__name__ for flag in flags)
     audited = Audited(
         labels={group: labels[positions] for group, positions in where.items()}, classes=classes, forget_classes=forgotten,
         forget_ids=_forget_ids(columns, where, source), labels_only=labels_only, identity={"answers": Path(source).name}, **extras,
     )  # fmt: skip
-    by_group = {name: {group: z[positions] for group, positions in where.items()} for name, z in logits.items()}
-    return Answers(audited, by_group, flags, labels_only)
+    return audited, where
 
 
 def _forget_ids(columns: Mapping[str, np.ndarray], where: Mapping[str, Tensor], source: str) -> Tensor | None:
@@ -220,7 +246,7 @@ def _forget_ids(columns: Mapping[str, np.ndarray], where: Mapping[str, Tensor], 
         return None
     if ids.shape != columns["labels"].shape or ids.dtype.kind not in "iu" or len(np.unique(ids[where["forget"]])) < len(where["forget"]):
         raise DataError(
-            f"ids must be one integer for each sample, and differ on the forget set; got {ids.dtype} of shape {ids.shape} in {source}."
+            f"ids must be one integer for each sample, and differ on the forget set; got {ids.dtype} of shape {ids.shape} in {source}. Correct or leave them out."
         )
     return torch.from_numpy(ids.astype(np.int64))[where["forget"]]
 
@@ -235,13 +261,17 @@ def _shadows(columns: Mapping[str, np.ndarray], where: Mapping[str, Tensor], sou
     rows = torch.arange(n) if scored is None else torch.from_numpy(np.flatnonzero(scored))
     if shadow.ndim != 3 or included.shape != shadow.shape[:2] or shadow.shape[1] != len(rows):
         raise DataError(
-            f"shadow_logits must be (M, {len(rows)}, K) and included (M, {len(rows)}); got {tuple(shadow.shape)} and {tuple(included.shape)} in {source}."
+            f"shadow_logits must be (M, {len(rows)}, K) and included (M, {len(rows)}); got {tuple(shadow.shape)} and {tuple(included.shape)} in {source}. "
+            "Where they are of some samples only, say which in `scored`, a bool for each sample."
         )
     place = torch.full((n,), -1)
     place[rows] = torch.arange(len(rows))
     chosen = place[torch.cat([where["forget"], where["forget_test" if "forget_test" in where else "test"]])]
     if (chosen < 0).any():
-        raise DataError(f"shadow models must be scored on all forget and test samples; got {int((chosen < 0).sum())} without in {source}.")
+        raise DataError(
+            f"shadow models must be scored on all forget and test samples; got {int((chosen < 0).sum())} without in {source}. "
+            "Score them there too, or leave shadow_logits out."
+        )
     right = shadow.argmax(2) == torch.from_numpy(columns["labels"].astype(np.int64))[rows]
     accuracy = None if "forget_test" in where else float(right[~included].double().mean())
     return {"shadow_logits": shadow[:, chosen], "included": included[:, chosen], "shadow_accuracy": accuracy}
@@ -250,10 +280,10 @@ def _shadows(columns: Mapping[str, np.ndarray], where: Mapping[str, Tensor], sou
 def _n_classes(column: np.ndarray, key: str) -> int:
     if key.startswith("predictions:"):
         if column.dtype.kind not in "iu" or column.min() < 0:
-            raise DataError(f"{key} must be whole numbers from 0 on; got {column.dtype}.")
+            raise DataError(f"{key} must be whole numbers from 0 on; got {column.dtype}. Write the number of the predicted class.")
         return int(column.max()) + 1
     if column.dtype.kind != "f":
-        raise DataError(f"{key} must be floating point; got {column.dtype}.")
+        raise DataError(f"{key} must be floating point; got {column.dtype}. Class numbers belong into predictions:NAME.")
     return column.shape[1]
 
 
@@ -263,7 +293,9 @@ def _as_logits(column: np.ndarray, key: str, n_classes: int, flags: list[Flag]) 
         return CERTAIN * torch.nn.functional.one_hot(torch.from_numpy(column.astype(np.int64)), n_classes).float()
     values = torch.from_numpy(np.ascontiguousarray(column)).double()
     if values.shape[1] != n_classes:
-        raise DataError(f"all models must answer with the same {n_classes} classes; got {values.shape[1]} from {name}.")
+        raise DataError(
+            f"all models must answer with the same {n_classes} classes; got {values.shape[1]} from {name}. Leave it out, or add the missing columns."
+        )
     if kind == "probabilities":
         if _broken_probabilities(values):
             raise DataError(f"{key} must be non-negative and sum to 1 in each row; got others. Logits belong into logits:{name}.")

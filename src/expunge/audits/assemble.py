@@ -72,12 +72,14 @@ def assemble(
     details: Mapping[str, str] | None = None,
     seconds: Mapping[str, float] | None = None,
     leakage: Sequence[ClassLeakage] = (),
+    hashes: Mapping[str, str | None] | None = None,
     **extras: Any,
 ) -> Audit:
-    """The result of the audit; arguments as in `expunge.audit`, `extras` are fields of `Audit`."""
-    base = answers.get(reference)
+    """The result of the audit; arguments as in `expunge.audit`, `hashes` are of the models' weights, `extras` are fields of `Audit`."""
+    base = None if reference is None else answers.get(reference)
     rows = [_attack_row(attack, name, a, base, fpr) for attack in attacks for name, a in answers.items()]
-    models = [_model_row(name, a, base, (seconds or {}).get(name), (details or {}).get(name)) for name, a in answers.items()]
+    facts = {"seconds": seconds or {}, "details": details or {}, "hash": hashes or {}}
+    models = [_model_row(name, a, base, {fact: found.get(name) for fact, found in facts.items()}) for name, a in answers.items()]
     twins = [row.gaps.average for row in models if row.gaps and is_other(row.name, reference)]
     references = [name for name in answers if is_reference(name, reference)]
     _check_different({name: answers[name] for name in references})
@@ -117,12 +119,13 @@ def _check_different(references: Mapping[str, Scored]) -> None:
 
 def _risks(audited: Audited, answers: Mapping[str, Scored]) -> dict[str, Risk]:
     """Of each forget sample under each model; not where whole classes are forgotten: a class is known without any image being known by heart."""
-    if audited.n_shadows < LEAST_SHADOWS or audited.forget_classes:
+    shadow_logits, included = audited.shadow_logits, audited.included
+    if shadow_logits is None or included is None or audited.n_shadows < LEAST_SHADOWS or audited.forget_classes:
         return {}
     labels, n = audited.scored_labels, len(audited.labels[MEMBERS])
-    shadow = signal_of_models(logit_margin, audited.shadow_logits, labels)
+    shadow = signal_of_models(logit_margin, shadow_logits, labels)
     ids = torch.cat([audited.ids, -1 - torch.arange(len(labels) - n)])
-    risk_of = calibrate_risk(shadow, audited.included, drop_mates=has_mates(audited.included))
+    risk_of = calibrate_risk(shadow, included, drop_mates=has_mates(included))
     return {
         name: risk_of(torch.cat([mine.margins[MEMBERS], mine.margins[audited.nonmembers]]), ids).first(n) for name, mine in answers.items()
     }
@@ -147,7 +150,9 @@ def _attack_row(kind: str, name: str, answers: Scored, base: Scored | None, fpr:
     return AttackRow(kind, name, auc(members, nonmembers), tpr_at_fpr(members, nonmembers, fpr), fpr, gap, members, nonmembers)
 
 
-def _model_row(name: str, answers: Scored, base: Scored | None, seconds: float | None, details: str | None) -> ModelRow:
+def _model_row(name: str, answers: Scored, base: Scored | None, facts: Mapping[str, Any]) -> ModelRow:
     accuracies = {group: accuracy_of(right) for group, right in answers.right.items()}
     measured = None if base in (None, answers) else gaps(answers.gap_inputs(), base.gap_inputs())
-    return ModelRow(name, *map(accuracies.get, GROUPS), measured, answers.margins, seconds, details)
+    forget, forget_test, retain, test = map(accuracies.get, GROUPS)
+    assert forget is not None and test is not None  # every audit has these groups
+    return ModelRow(name, forget, forget_test, retain, test, measured, answers.margins, **facts)

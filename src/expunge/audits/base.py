@@ -30,6 +30,12 @@ class MembershipAudit(ABC):
         paper: where it comes from.
         needs_shadows: whether it reads `shadow_logits` and `included`.
         revision: raised when the algorithm changes, so that only its stored results go stale.
+
+    Example:
+        >>> import torch, expunge
+        >>> logits = torch.tensor([[4.0, 0.0], [0.0, 1.0]])
+        >>> expunge.LossThreshold()(logits, torch.tensor([0, 0])).argmax().item()  # the sample with the smaller loss is more likely a member
+        0
     """
 
     name: ClassVar[str]
@@ -48,8 +54,10 @@ class MembershipAudit(ABC):
 
     @property
     def models_needed(self) -> tuple[int, int]:
-        """How many shadow models (trained on a sample, not trained on it) each sample needs at least."""
-        return (2, 2) if self.needs_shadows else (0, 0)
+        """How many shadow models (trained on a sample, not trained on it) each sample needs at least; none of the first where a setting `online` is off."""
+        if not self.needs_shadows:
+            return 0, 0
+        return (2 if getattr(self, "online", True) else 0), 2
 
     @final
     def __call__(

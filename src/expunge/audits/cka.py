@@ -146,16 +146,18 @@ def _layer(models: list[Tensor], debiased: bool, level: float) -> LayerSimilarit
     models = _checked(models)
     n, m = len(models[0]), len(models) - 1
     own = [_own(x, debiased) for x in models]
-    pairs = {(i, j): _similarity(models[i], models[j], own[i], own[j], debiased) for i, j in itertools.combinations(range(m + 1), 2)}
-    if any(pair is None for pair in pairs.values()):
-        return LayerSimilarity(*[unsupported(FLAT, n)] * 4, m)
+    found = {(i, j): _similarity(models[i], models[j], own[i], own[j], debiased) for i, j in itertools.combinations(range(m + 1), 2)}
+    pairs = {which: pair for which, pair in found.items() if pair is not None}
+    if len(pairs) < len(found):
+        flat = unsupported(FLAT, n)
+        return LayerSimilarity(flat, flat, flat, flat, m)
     ours = [pairs[0, j] for j in range(1, m + 1)]
     value, without = sum(x.value for x in ours) / m, torch.stack([x.without for x in ours]).mean(0)
     spread = float(torch.tensor([x.value for x in ours]).var()) / m if m > 1 else 0.0
     to_retrained = _estimate(value, without, spread, m, level, ONE_REFERENCE if m == 1 else None)
     if m == 1:
-        alone = [unsupported("needs two retrained models, got 1", n)] * 2
-        return LayerSimilarity(to_retrained, *alone, unsupported("needs three retrained models, got 1", 1), m)
+        alone = unsupported("needs two retrained models, got 1", n)
+        return LayerSimilarity(to_retrained, alone, alone, unsupported("needs three retrained models, got 1", 1), m)
     theirs, matrix = [pair for (i, _), pair in pairs.items() if i > 0], torch.zeros(m, m, dtype=torch.float64)
     for (i, j), pair in pairs.items():
         if i > 0:

@@ -12,7 +12,7 @@ non-members; and thresholds taken from the evaluated labels give away the answer
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 import torch
 from jaxtyping import Float
@@ -158,6 +158,7 @@ class Ensemble(MembershipAudit):
     def scores(
         self, target_logits: Logits, labels: Labels, shadow_logits: Tensor | None = None, included: Included | None = None
     ) -> Scores:
+        assert shadow_logits is not None and included is not None  # it says that it needs them
         p_values, strength = self._evidence(target_logits, labels, shadow_logits, included)
         combined = min_p(p_values) if self.combine == "min_p" else cauchy_combination(p_values)
         return _ordered(-combined.log(), strength)
@@ -170,7 +171,8 @@ class Ensemble(MembershipAudit):
         return min_p(p_values) if self.combine == "min_p" else cauchy_combination(p_values)
 
     def _asked(self) -> list[MembershipAudit]:
-        return [dataclasses.replace(a, online=self.online) if hasattr(a, "online") else a for a in self.attacks]
+        online: dict[str, Any] = {"online": self.online}
+        return [dataclasses.replace(a, **online) if hasattr(a, "online") else a for a in self.attacks]
 
     def _evidence(self, target: Tensor, labels: Tensor, shadow_logits: Tensor, included: Tensor) -> tuple[Tensor, Tensor]:
         """The p-values of each attack, (A, N), and the mean of their scores in units of the null's spread, (N,)."""
@@ -186,11 +188,11 @@ class Ensemble(MembershipAudit):
         p_values, strength = [], torch.zeros(len(labels), dtype=torch.float64)
         for attack in self._asked():
             scores = attack.scores(target, labels, shadow_logits, included).double()
-            null = []
+            of_nonmembers = []
             for t, others in enumerate(kept):
                 of_shadow = attack.scores(shadows[t], known, shadows[others], members[others])
-                null.append(of_shadow[~members[t]].double())
-            null = torch.cat(null)
+                of_nonmembers.append(of_shadow[~members[t]].double())
+            null = torch.cat(of_nonmembers)
             p_values.append(empirical_p_values(scores, null))
             strength += (scores - null.mean()) / null.std().clamp_min(1e-12) / len(self.attacks)
         return torch.stack(p_values), strength

@@ -112,10 +112,11 @@ def exposure(
     shrunk, students = centre + weight * (area - centre), float(stdtrit(freedom, (1 + level) / 2))
     error = np.sqrt((students / z) ** 2 * over_models + weight * own + (1 - weight) ** 2 * between / n)
     reach = students * math.sqrt(between / n + over_models)
-    ends = (np.clip(shrunk + sign * z * error, 0, 1) for sign in (-1, 1))
-    numbers = (torch.from_numpy(x) for x in (area, shrunk, *ends, p_values))
+    low, high = (np.clip(shrunk + sign * z * error, 0, 1) for sign in (-1, 1))
+    columns = {"auc": area, "shrunk": shrunk, "low": low, "high": high, "p_values": p_values, "exposed": benjamini_hochberg(p_values, fdr)}
+    numbers: dict[str, Any] = {name: torch.from_numpy(x) for name, x in columns.items()}
     mean = Estimate(centre, max(0.0, centre - reach), min(1.0, centre + reach), n)
-    return Exposure(ids, *numbers, torch.from_numpy(benjamini_hochberg(p_values, fdr)), mean, math.sqrt(between), len(margins), fdr, level)
+    return Exposure(ids, mean=mean, spread=math.sqrt(between), n_models=len(margins), fdr=fdr, level=level, **numbers)
 
 
 def benjamini_hochberg(p_values: np.ndarray, fdr: float) -> np.ndarray:
@@ -145,7 +146,7 @@ def _aucs(margins: np.ndarray, included: np.ndarray) -> tuple[np.ndarray, np.nda
     m, n1 = len(margins), included.sum(0)
     n0 = m - n1
     wins = (ranks * included).sum(0) - n1 * (n1 + 1) / 2
-    variance = n1 * n0 / (m - 1) * (ranks**2).mean(0) * m / m - n1 * n0 / (m - 1) * ((m + 1) / 2) ** 2
+    variance = n1 * n0 / (m - 1) * (ranks**2).mean(0) - n1 * n0 / (m - 1) * ((m + 1) / 2) ** 2
     z = (wins - n1 * n0 / 2 - 0.5) / np.sqrt(np.maximum(variance, 1e-12))
     area = wins / (n1 * n0)
     # Ranks among all less ranks among one's own kind: how many of the other kind a model beats.

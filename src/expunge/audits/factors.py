@@ -51,6 +51,14 @@ class Factors:
         n_retrained: how many retrained models.
         attack: repr of the attack that made the examples.
         ids: of the forget images.
+
+    Example:
+        >>> import torch, expunge
+        >>> train, _ = expunge.load_data("digits")
+        >>> _ = torch.manual_seed(0)
+        >>> found = expunge.factors(expunge.architecture("small", train)(), expunge.forget_random(train, 20), attack=expunge.NearestDDN(steps=5))
+        >>> found.n, found.n_retrained, found.bound.value > 0
+        (20, 0, True)
     """
 
     distance: Estimate

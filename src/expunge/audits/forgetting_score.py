@@ -25,9 +25,9 @@ from torch import Tensor
 
 from ..checks import is_integer
 from ..errors import ConfigError, DataError
-from ..metrics.bootstrap import generator
 from ..metrics.epsilon import EpsilonBounds, epsilon_bounds, epsilon_ceiling
 from ..metrics.estimate import Estimate, check_level, proportion_interval, unsupported
+from ..rng import generator
 from .populations import Matched, checked_populations, matched
 from .threshold_rules import Worth, best_rule, error_rates
 

@@ -67,12 +67,12 @@ def health_flags(result: Audit, shadow_accuracy: float | None, strong: list[str]
                     f"shadow models have a held-out accuracy of {theirs:.1%}, {result.reference} has {ours:.1%}: train them with the target's recipe and architecture.",
                 )
             )
-    for row in result.models:
-        if row.gaps and is_other(row.name, result.reference) and not row.gaps.auc.low <= 0 <= row.gaps.auc.high:
+    for model in result.models:
+        if model.gaps and is_other(model.name, result.reference) and not model.gaps.auc.low <= 0 <= model.gaps.auc.high:
             flags.append(
                 Flag(
                     "RetrainDiffersAcrossSeeds",
-                    f"{row.name} differs from {result.reference} in AUC by {row.gaps.auc:+.3f}: compare with the mean of several retrained models.",
+                    f"{model.name} differs from {result.reference} in AUC by {model.gaps.auc:+.3f}: compare with the mean of several retrained models.",
                 )
             )
     return flags

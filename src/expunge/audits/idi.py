@@ -11,21 +11,18 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from ..checks import check_settings, setting
 from ..data.split import Split
 from ..device import device_of
 from ..errors import ConfigError
-from ..metrics.answers import half_width
-from ..metrics.estimate import Estimate, check_level, unsupported
+from ..metrics.estimate import Estimate, check_level
 from ..progress import report
-from ..rng import derive
+from ..rng import derive, seed_setting
 from ..training.features import features_at, stages
-from .compared import ORIGINAL, RETRAINED, Cast, Models, cast, difference, others_of, placed, plain, spread
+from .compared import ORIGINAL, RETRAINED, Models, cast, placed, plain
 from .idi_critics import cut, held_out_information
-from .information import LEAST, Bits, drawn_samples, information_difference_index
+from .information import LEAST, compared_information, drawn_samples
 
 STAGE = "training critics"
 
@@ -116,7 +113,7 @@ class IDI:
         steps: of each critic's training at most, ≥ 1; it ends where no step has been better for 100.
         lr: of Adam for the copied layers, > 0; the projection and the label vectors learn ten times as fast.
         batch_size: half of it of either label, ≥ 2.
-        seed: of the choice of samples, which are the same for all models, and of critics.
+        seed: in [0, 2**63), of the choice of samples, which are the same for all models, and of critics.
 
     Raises:
         ConfigError: a setting is outside its range (at construction), or no original or no retrained model (when called).
@@ -150,7 +147,7 @@ class IDI:
     steps: int = setting(300, ge=1)
     lr: float = setting(0.0003, gt=0)
     batch_size: int = setting(64, ge=2)
-    seed: int = setting(0, ge=0)
+    seed: int = seed_setting()
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -177,7 +174,7 @@ class IDI:
         parts, (positions, forget, fit) = cast(models, reference=reference), drawn_samples(split, self.max_per_side, self.seed, "IDI needs")
         check_level(level)
         data = split.train.subset(positions)
-        ends = stages(parts.original, data)
+        ends = stages(parts.named[ORIGINAL], data)
         layers = self.layers or tuple(ends)
         for model in parts.named.values():  # what does not fit is refused before the first critic is trained
             features_at(model, list(dict.fromkeys([*layers, ends[-1]])), data.subset(range(2)))
@@ -193,35 +190,6 @@ class IDI:
                         seeds=[derive(self.seed, k, s) for s in range(self.seeds)],
                     )  # fmt: skip
         report(STAGE, total, total)
-        return _result(layers, bits, parts, level)
-
-
-def _result(layers: tuple[str, ...], bits: Float[Tensor, "T L S N"], parts: Cast, level: float) -> IDIResult:
-    names, n, seeds = list(parts.named), bits.shape[3], bits.shape[2]
-    of, first = dict(zip(names, bits, strict=True)), len(names) - len(parts.retrained)
-    retrained, original = bits[first:], of[ORIGINAL].sum(0)
-    rows = []
-    for name, own in of.items():
-        peers = retrained[[k for k in range(len(retrained)) if names[first + k] != name]]
-        information = tuple(_mean(own[k], level) for k in range(len(layers)))
-        gaps, index, by_critic = (), unsupported("the only retrained model is the yardstick", n), ()
-        if len(peers):
-            gaps = tuple(difference(own[k].mean(0), peers[:, k].mean(1), level) for k in range(len(layers)))
-            index = information_difference_index(own.sum(0), original, peers.sum(1), level)
-            rest = peers.sum(1).mean((0, 2))
-            by_critic = tuple(((own.sum(0).mean(1) - rest) / (original.mean(1) - rest)).tolist()) if index.supported else ()
-        rows.append(IDIRow(name, information, gaps, index, by_critic))
-    means = retrained.mean((2, 3))
-    floors = tuple(spread([abs(float(one[k] - rest[:, k].mean())) for one, rest in others_of(means)]) for k in range(len(layers)))
-    total = difference(original.mean(0), retrained.sum(1).mean(1), level)
-    if rows[0].index.supported:
-        floor = spread([float(one.sum() - rest.sum(1).mean()) / total.value for one, rest in others_of(means)])
-    else:
-        floor = unsupported("the original cannot be told from retrained models", n)
-    return IDIResult(layers, rows, total, floors, floor, n, seeds)
-
-
-def _mean(bits: Bits, level: float) -> Estimate:
-    value, (seeds, n) = float(bits.mean()), bits.shape
-    reach = half_width(float(bits.mean(0).var()) / n, float(bits.mean(1).var()) / seeds, seeds, level)
-    return Estimate(value, value - reach, min(1.0, value + reach), n)
+        found = compared_information(bits, parts, level)
+        rows = [IDIRow(*row) for row in found.rows]
+        return IDIResult(layers, rows, found.total, found.floors, found.index_floor, bits.shape[3], self.seeds)

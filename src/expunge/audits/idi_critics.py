@@ -24,8 +24,8 @@ from ..costs import count
 from ..data.images import Samples
 from ..device import device_of, exact_float32, fast_layout
 from ..errors import ModelError
-from ..metrics.bootstrap import generator
 from ..modes import eval_mode
+from ..rng import generator
 from ..training.features import features_at, pooled
 from ..training.inference import logits_of
 from .probe_fit import COIN
@@ -182,9 +182,9 @@ class _Critic(nn.Module):
         self.remaining = remaining
         self.register_buffer("mean", mean.float())
         self.register_buffer("scale", torch.where(alive, 1 / std, 0.0).float())
-        shapes = {"projection": (PROJECTION, features.shape[1]), "bias": (PROJECTION,), "labels": (2, PROJECTION)}
-        for name, shape in shapes.items():
-            self.register_parameter(name, nn.Parameter(torch.zeros(shape, device=features.device)))
+        self.projection = nn.Parameter(torch.zeros(PROJECTION, features.shape[1], device=features.device))
+        self.bias = nn.Parameter(torch.zeros(PROJECTION, device=features.device))
+        self.labels = nn.Parameter(torch.zeros(2, PROJECTION, device=features.device))
 
     def forward(self, z: Tensor) -> Tensor:
         return functional.linear((self.remaining(z) - self.mean) * self.scale, self.projection, self.bias) @ self.labels.T
@@ -210,7 +210,8 @@ class _Training:
     def __call__(self, steps: int, lr: float, half: int) -> Tensor:
         copied = [p for name, p in self.numbers.items() if name.startswith("remaining.")]
         fresh = [p for name, p in self.numbers.items() if not name.startswith("remaining.")]
-        adam = torch.optim.Adam([{"params": fresh, "lr": FRESH * lr}, {"params": copied}], lr=lr, fused=True)
+        groups: list[dict[str, Any]] = [{"params": fresh, "lr": FRESH * lr}, {"params": copied}]
+        adam = torch.optim.Adam(groups, lr=lr, fused=True)
         best, found = self._bits(self.numbers, self.checks).mean(1), {name: p.detach().clone() for name, p in self.numbers.items()}
         when = torch.zeros(len(self.seeds))
         for step, (positions, forget) in zip(range(1, steps + 1), self._batches(half), strict=False):

@@ -1,7 +1,8 @@
-"""What the audits of features share: the samples they ask about, and the index of information differences with its interval."""
+"""What the audits of features, Probes and IDI, share: the samples they ask about, the index of information differences with its interval, and what is compared of all models."""
 
 import math
 from statistics import NormalDist
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -10,9 +11,10 @@ from torch import Tensor
 
 from ..data.split import Split
 from ..errors import DataError
-from ..metrics.answers import ONE_REFERENCE
+from ..metrics.answers import ONE_REFERENCE, half_width
 from ..metrics.estimate import Estimate, check_level, unsupported
 from ..rng import permutation
+from .compared import ORIGINAL, Cast, difference, others_of, spread
 
 LEAST = 16  # samples a side: 8 to fit on, in four folds of 2
 
@@ -75,3 +77,56 @@ def information_difference_index(own: Bits, original: Bits, retrained: Float[Ten
     reach = math.sqrt(max(0.0, q1 * q1 - q2 * q0))
     low, high = sorted(((q1 - reach) / q2, (q1 + reach) / q2))
     return Estimate(a / b, min(low, a / b), max(high, a / b), n, None if m > 1 else ONE_REFERENCE)
+
+
+class ModelInformation(NamedTuple):
+    """One model: bits of each layer, and less those of retrained models (none for the only retrained model); the index, over all critics and by each one."""
+
+    model: str
+    information: tuple[Estimate, ...]
+    differences: tuple[Estimate, ...]
+    idi: Estimate
+    by_critic: tuple[float, ...]
+
+
+class ComparedInformation(NamedTuple):
+    """All models, and what chance alone does to one more retrained one: at each layer, and to the index."""
+
+    rows: list[ModelInformation]
+    total: Estimate
+    floors: tuple[Estimate, ...]
+    index_floor: Estimate
+
+
+def compared_information(bits: Float[Tensor, "T L S N"], parts: Cast, level: float) -> ComparedInformation:
+    """Each model beside the retrained ones (a retrained model beside the others), from the bits of L layers by S critics on N held-out samples; models in the order of `parts.named`."""
+    names, n, layers = list(parts.named), bits.shape[3], range(bits.shape[1])
+    of, first = dict(zip(names, bits, strict=True)), len(names) - len(parts.retrained)
+    retrained, original = bits[first:], of[ORIGINAL].sum(0)
+    rows = []
+    for name, own in of.items():
+        peers = retrained[[k for k in range(len(retrained)) if names[first + k] != name]]
+        gaps: tuple[Estimate, ...] = ()
+        by_critic: tuple[float, ...] = ()
+        index = unsupported("the only retrained model is the yardstick", n)
+        if len(peers):
+            gaps = tuple(difference(own[k].mean(0), peers[:, k].mean(1), level) for k in layers)
+            index = information_difference_index(own.sum(0), original, peers.sum(1), level)
+            rest = peers.sum(1).mean((0, 2))
+            by_critic = tuple(((own.sum(0).mean(1) - rest) / (original.mean(1) - rest)).tolist()) if index.supported else ()
+        rows.append(ModelInformation(name, tuple(_mean(own[k], level) for k in layers), gaps, index, by_critic))
+    means = retrained.mean((2, 3))
+    floors = tuple(spread([abs(float(one[k] - rest[:, k].mean())) for one, rest in others_of(means)]) for k in layers)
+    total = difference(original.mean(0), retrained.sum(1).mean(1), level)
+    if rows[0].idi.supported:  # of the original
+        floor = spread([float(one.sum() - rest.sum(1).mean()) / total.value for one, rest in others_of(means)])
+    else:
+        floor = unsupported("the original cannot be told from retrained models", n)
+    return ComparedInformation(rows, total, floors, floor)
+
+
+def _mean(bits: Bits, level: float) -> Estimate:
+    value, (critics, n) = float(bits.mean()), bits.shape
+    among = float(bits.mean(1).var()) / critics if critics > 1 else 0.0
+    reach = half_width(float(bits.mean(0).var()) / n, among, critics, level)
+    return Estimate(value, value - reach, min(1.0, value + reach), n)

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from ..checks import choose, is_integer
 from ..errors import ConfigError
-from ..metrics.bootstrap import generator
 from ..metrics.estimate import Estimate, check_level, unsupported
+from ..rng import generator
 from .populations import checked_populations, matched
 
 CLIP = 100.0
@@ -51,7 +51,8 @@ def histogram_kl(a: Tensor, b: Tensor, *, n_bins: int = N_BINS) -> Float[Tensor,
         >>> round(histogram_kl(narrow, wide).item(), 2), round(histogram_kl(wide, narrow).item(), 2)
         (0.66, 3.57)
 
-    Departures: the largest margin is counted; a widely copied histogram leaves it out.
+    Departures: the largest margin is counted; a widely copied histogram leaves it out. Where shares of b are raised to 10⁻⁵, b is not divided by its new sum, as the public
+    code does by way of scipy: at most log(1 + n_bins · 10⁻⁵) less, 0.0002 with 20 bins.
     """
     a, b = checked_populations(a=a, b=b)
     if not is_integer(n_bins, 2):
@@ -177,7 +178,7 @@ def klom(
         >>> found.null_size, found.excess_mean.low < 0 < found.excess_mean.high, klom(unlearned + 1, retrained, replicates=50).excess_mean.low > 0.2
         (100, True, True)
 
-    Paper: arXiv:2410.23232. Departures: direction named, null and intervals, measures without bins. Which direction a published table has is not known to us:
+    Paper: arXiv:2410.23232. Departures: those of `histogram_kl`; direction named, null and intervals, measures without bins. Which direction a published table has is not known to us:
     in the EasyDUB code the function is called with its arguments in the opposite order of its signature, and narrow against wide is 0.8 one way and 3.1 the other.
     """
     unlearned, retrained = checked_populations(unlearned=unlearned, retrained=retrained)
@@ -201,16 +202,18 @@ def klom(
     pairs, null = (groups.ours, groups.floor) if groups else ([(unlearned, retrained)], (unlearned, retrained))
     found, drawn = summaries(unlearned, retrained, pairs, null, torch.arange(n)).tolist(), []
     for _ in range(replicates):
-        some = [x[torch.randint(len(x), (len(x),), generator=rng)] for x in (unlearned, retrained)]
+        u, r = (x[torch.randint(len(x), (len(x),), generator=rng)] for x in (unlearned, retrained))
         again = groups.redrawn(rng) if groups else None
         chosen = torch.randint(n, (n,), generator=rng)
-        drawn.append(summaries(*some, again.ours if again else [(some[0], some[1])], again.floor if again else (some[0], some[1]), chosen))
+        drawn.append(summaries(u, r, again.ours if again else [(u, r)], again.floor if again else (u, r), chosen))
     errors = torch.stack(drawn).var(0).sqrt().tolist()
     estimates = [_estimate(value, z * error, n, signed=k >= 4) for k, (value, error) in enumerate(zip(found, errors, strict=True))]
     if groups is None:
         estimates[2:] = [unsupported(f"the null needs {2 * LEAST_MODELS} models of each kind, or second=", n)] * 4
     size = groups.size if groups else 0
-    return KLoM(*estimates, compare(unlearned, retrained), measure, direction, len(unlearned), len(retrained), size, n)
+    mean, tail, null_mean, null_tail, excess_mean, excess_tail = estimates
+    values, sizes = compare(unlearned, retrained), (len(unlearned), len(retrained), size, n)
+    return KLoM(mean, tail, null_mean, null_tail, excess_mean, excess_tail, values, measure, direction, *sizes)
 
 
 def _estimate(value: float, reach: float, n: int, signed: bool) -> Estimate:
@@ -226,8 +229,8 @@ def _comparison(measure: str, direction: str) -> Callable[[Tensor, Tensor], Tens
         "gaussian": _gaussian_kl,
         "wasserstein": _wasserstein,
     }
-    function = measures[choose("measure", measure, measures, "")]
-    choose("direction", direction, DIRECTIONS, "")
+    function = measures[choose("measure", measure, measures)]
+    choose("direction", direction, DIRECTIONS)
     return function if direction == DIRECTIONS[0] else lambda unlearned, retrained: function(retrained, unlearned)
 
 
@@ -235,7 +238,7 @@ def _histogram_kl(a: Tensor, b: Tensor, n_bins: int = N_BINS) -> Tensor:
     a, b = a.clamp(-CLIP, CLIP), b.clamp(-CLIP, CLIP)
     low, high = torch.minimum(a.amin(0), b.amin(0)), torch.maximum(a.amax(0), b.amax(0))
     p, q = (_shares(x, low, high, n_bins) for x in (a, b))
-    return torch.where(p > 0, p * (p.clamp_min(FLOOR).log() - q.clamp_min(FLOOR).log()), 0.0).sum(1).clamp_min(0)
+    return (torch.xlogy(p, p) - p * q.clamp_min(FLOOR).log()).sum(1).clamp_min(0)
 
 
 def _shares(x: Tensor, low: Tensor, high: Tensor, n_bins: int) -> Tensor:

@@ -139,13 +139,10 @@ class LabelOnly(MembershipAudit):
 
     online: bool = setting(True)
 
-    @property
-    def models_needed(self) -> tuple[int, int]:
-        return (2 if self.online else 0), 2
-
     def scores(
         self, target_logits: Logits, labels: Labels, shadow_logits: Tensor | None = None, included: Included | None = None
     ) -> Scores:
+        assert shadow_logits is not None and included is not None  # it says that it needs them
         right = (target_logits.argmax(-1) == labels)[None]
         return label_only_lira(right, (shadow_logits.argmax(-1) == labels)[:, None], included, online=self.online)
 

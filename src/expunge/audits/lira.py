@@ -127,13 +127,10 @@ class LiRA(MembershipAudit):
     variance: str = setting("shrunk", choices=VARIANCES)
     prior_weight: float = setting(10.0, ge=0)
 
-    @property
-    def models_needed(self) -> tuple[int, int]:
-        return (2 if self.online else 0), 2
-
     def scores(
         self, target_logits: Logits, labels: Labels, shadow_logits: Tensor | None = None, included: Included | None = None
     ) -> Scores:
+        assert shadow_logits is not None and included is not None  # it says that it needs them
         shadow = signal_of_models(logit_margin, shadow_logits, labels)
         return lira(logit_margin(target_logits, labels), shadow, included, self.variance, self.online, prior_weight=self.prior_weight)
 

@@ -24,7 +24,7 @@ from ..checks import check_indices, check_settings, setting
 from ..errors import DataError
 from ..metrics.answers import check_references
 from ..metrics.signals import check_logits
-from ..rng import permutation
+from ..rng import permutation, seed_setting
 from .decisions import Decisions, MIANNResult, compare
 
 FEATURES = ("probability", "probabilities", "logits")
@@ -48,7 +48,7 @@ class MIANN:
             "reference": fitted on its own, a discriminator can learn to ignore the logit of the forgotten class, and sees no difference.
         C: penalty of the SVM, > 0. gamma is 1 / number of features.
         max_per_class: images of the class, and of others, that a discriminator is fitted on, ≥ 2; half of the images of the class if that is fewer.
-        seed: of the choice of these images, which is the same for all models.
+        seed: in [0, 2**63), of the choice of these images, which is the same for all models.
 
     Raises:
         ConfigError: a setting is outside its range (at construction).
@@ -74,7 +74,7 @@ class MIANN:
     fit: str = setting("own", choices=FITS)
     C: float = setting(3.0, gt=0)
     max_per_class: int = setting(500, ge=2)
-    seed: int = setting(0, ge=0)
+    seed: int = seed_setting()
 
     def __post_init__(self) -> None:
         check_settings(self)

@@ -28,7 +28,7 @@ from ..errors import ConfigError, DataError
 from ..metrics.estimate import Estimate, check_level
 from ..metrics.signals import jsd
 from ..progress import report
-from ..rng import uniform
+from ..rng import seed_setting, uniform
 from ..training.inference import logits_of
 from ..types import Images, Labels, Logits
 from .compared import ORIGINAL, RETRAINED, Models, cast, difference, few, others_of, placed, plain, spread
@@ -132,7 +132,7 @@ class OverUnlearning:
     step: float = setting(0.01, gt=0)
     steps: int = setting(3, ge=1)
     std: float = setting(0.01, gt=0)
-    seed: int = setting(0, ge=0, lt=2**63)
+    seed: int = seed_setting()
     batch_size: int = setting(256, ge=1)
     max_images: int = setting(5000, ge=2)
 
@@ -172,9 +172,9 @@ class OverUnlearning:
         apart: dict[str, list[Tensor]] = {name: [] for name in others}
         for b, at in enumerate(blocks):
             block = forget.subset(at)
-            with placed(parts.original, device) as original:
-                near = ImageData(self.perturbed(original, block), block.labels, block.classes)
-                near = Subset(near, torch.arange(len(near)), numbers=block.ids)  # so that costs are still those of forget samples
+            with placed(parts.named[ORIGINAL], device) as original:
+                perturbed = ImageData(self.perturbed(original, block), block.labels, block.classes)
+                near = Subset(perturbed, torch.arange(len(perturbed)), numbers=block.ids)  # so that costs are still those of forget samples
                 expected = without_classes(logits_of(original, near), split.forget_classes)
             for k, (name, model) in enumerate(others.items()):
                 report(STAGE, b * len(others) + k, len(blocks) * len(others), name)

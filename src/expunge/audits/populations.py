@@ -1,4 +1,4 @@
-"""Two groups of models on the same samples: what audits of populations, such as the forgetting score and KLoM, check first."""
+"""Groups of models on the same samples: what audits of populations, such as U-LiRA, the forgetting score and KLoM, check first."""
 
 from typing import NamedTuple
 
@@ -23,26 +23,33 @@ def checked_populations(*, least: int = 2, **groups: Tensor) -> list[Tensor]:
         >>> [len(x) for x in checked_populations(unlearned=torch.zeros(2, 5), retrained=torch.zeros(3, 5))]
         [2, 3]
     """
-    n_samples = None
+    checked: list[Tensor] = []
     for name, margins in groups.items():
-        if margins.ndim != 2 or not margins.is_floating_point() or margins.shape[1] == 0:
-            raise DataError(
-                f"margins of {name} models must be floating point, one row for each model and one column for each sample; "
-                f"got {margins.dtype} of shape {tuple(margins.shape)}. Stack logit_margin(logits, labels) of the models."
-            )
-        if len(margins) < least:
-            raise DataError(f"this audit needs at least {least} {name} models; got {len(margins)}. Train more, with other seeds.")
-        n_samples = n_samples or margins.shape[1]
-        if margins.shape[1] != n_samples:
-            raise DataError(
-                f"all models must be scored on the same samples; got {n_samples} samples and, of {name} models, {margins.shape[1]}. Score one set, in one order."
-            )
-        broken = ~torch.isfinite(margins)
-        if broken.any():
-            raise DataError(
-                f"margins of {name} models must be finite; got {int(broken.sum())} NaN or infinite. Check the logits of the models."
-            )
-    return [margins.detach().cpu().double() for margins in groups.values()]
+        checked.append(checked_margins(f"{name} models", margins, least, checked[0].shape[1] if checked else None))
+    return checked
+
+
+def checked_margins(what: str, margins: Tensor, least: int, n_samples: int | None = None) -> Tensor:
+    """The margins of one group of models as float64 on the CPU, (N, n); on as many samples as other models, if told how many.
+
+    Raises:
+        DataError: as `checked_populations`; `what` names the group.
+    """
+    if margins.ndim != 2 or not margins.is_floating_point() or margins.shape[1] == 0:
+        raise DataError(
+            f"margins of {what} must be floating point, one row for each model and one column for each sample; "
+            f"got {margins.dtype} of shape {tuple(margins.shape)}. Stack logit_margin(logits, labels) of the models."
+        )
+    if len(margins) < least:
+        raise DataError(f"this audit needs at least {least} {what}; got {len(margins)}. Train more, with other seeds.")
+    if n_samples is not None and margins.shape[1] != n_samples:
+        raise DataError(
+            f"margins of {what} must be of the same {n_samples} samples as the others; got {margins.shape[1]}. Score one set, in one order."
+        )
+    broken = ~torch.isfinite(margins)
+    if broken.any():
+        raise DataError(f"margins of {what} must be finite; got {int(broken.sum())} NaN or infinite. Check the logits of the models.")
+    return margins.detach().cpu().double()
 
 
 class Matched(NamedTuple):

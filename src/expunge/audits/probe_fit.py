@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import logsigmoid, softplus
 
-from ..metrics.bootstrap import generator
+from ..rng import generator
 
 Features = Float[Tensor, "B N d"]
 Bits = Float[Tensor, "B H"]

@@ -7,10 +7,8 @@ q_l is a small classifier on the output z_l of a layer, so that I_l is a lower b
 original, below 0 = the features tell less than those of retraining: more was removed than should be.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Any, ClassVar, final
 
 import torch
@@ -20,11 +18,12 @@ from torch import Tensor
 from ..checks import check_settings, setting
 from ..data.split import Split
 from ..errors import ConfigError
-from ..metrics.estimate import Estimate, check_level, unsupported
+from ..metrics.estimate import Estimate, check_level
 from ..progress import report
+from ..rng import seed_setting
 from ..training.features import features_at, stages
-from .compared import ORIGINAL, RETRAINED, Cast, Models, cast, difference, others_of, placed, plain, spread
-from .information import LEAST, drawn_samples, information_difference_index
+from .compared import ORIGINAL, RETRAINED, Models, cast, placed, plain
+from .information import LEAST, compared_information, drawn_samples, information_difference_index
 from .probe_fit import held_out_bits
 
 PROBES = ("linear", "mlp")
@@ -109,7 +108,7 @@ class Probes:
             averaged over the image.
         probe: "linear": logistic regression. "mlp": one hidden layer of 32.
         max_per_side: forget samples, and as many retain samples, at most, ≥ 16; one half of each for fitting.
-        seed: of the choice of samples, which are the same for all models.
+        seed: in [0, 2**63), of the choice of samples, which are the same for all models.
 
     Raises:
         ConfigError: a setting is outside its range (at construction), or no original or no retrained model (when called).
@@ -137,7 +136,7 @@ class Probes:
     layers: tuple[str, ...] | None = None
     probe: str = setting("linear", choices=PROBES)
     max_per_side: int = setting(1000, ge=LEAST)
-    seed: int = setting(0, ge=0)
+    seed: int = seed_setting()
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -167,14 +166,17 @@ class Probes:
         )
         check_level(level)
         data = split.train.subset(positions)
-        layers = self.layers or tuple(stages(parts.original, data))
+        layers = self.layers or tuple(stages(parts.named[ORIGINAL], data))
         features: dict[str, dict[str, Tensor]] = {}
         for done, (name, model) in enumerate(parts.named.items()):
             report(STAGE, done, len(parts.named), name)
             with placed(model, device):
                 features[name] = features_at(model, layers, data)
         report(STAGE, len(parts.named), len(parts.named))
-        return _result(layers, self._bits(layers, list(features.values()), forget, fit), parts, self.probe, level)
+        bits = self._bits(layers, list(features.values()), forget, fit)
+        found = compared_information(bits[:, :, None], parts, level)
+        rows = [ProbeRow(row.model, row.information, row.differences, row.idi) for row in found.rows]
+        return ProbesResult(layers, rows, found.total, found.floors, found.index_floor, bits.shape[2], self.probe)
 
     def _bits(self, layers: Sequence[str], features: Sequence[dict[str, Tensor]], forget: Tensor, fit: Tensor) -> Tensor:
         """Bits of every model, layer and held-out sample, (models, layers, H): layers of one width are fitted together."""
@@ -203,34 +205,3 @@ def probe_index(own: Float[Tensor, " N"], original: Float[Tensor, " N"], retrain
         0.334 [0.329, 0.340]
     """
     return information_difference_index(own[None], original[None], retrained[:, None], level)
-
-
-def _result(layers: tuple[str, ...], bits: Tensor, parts: Cast, probe: str, level: float) -> ProbesResult:
-    names, n = list(parts.named), bits.shape[2]
-    of, first = dict(zip(names, bits, strict=True)), len(names) - len(parts.retrained)
-    retrained, original = bits[first:], of[ORIGINAL]
-    rows = []
-    for name, own in of.items():
-        peers = retrained if name in names[:first] else retrained[[k for k in range(len(retrained)) if names[first + k] != name]]
-        gaps = tuple(difference(own[k], peers[:, k], level) for k in range(len(layers))) if len(peers) else ()
-        index = (
-            probe_index(own.sum(0), original.sum(0), peers.sum(1), level)
-            if len(peers)
-            else unsupported("the only retrained model is the yardstick", n)
-        )
-        rows.append(ProbeRow(name, tuple(_mean(own[k], level) for k in range(len(layers))), gaps, index))
-    floors = tuple(
-        spread([abs(float(one[k].mean() - rest[:, k].mean())) for one, rest in others_of(retrained)]) for k in range(len(layers))
-    )
-    total = difference(original.sum(0), retrained.sum(1), level)
-    if probe_index(original.sum(0), original.sum(0), retrained.sum(1), level).supported:
-        floor = spread([float(one.sum(0).mean() - rest.sum(1).mean()) / total.value for one, rest in others_of(retrained)])
-    else:
-        floor = unsupported("the original cannot be told from retrained models", n)
-    return ProbesResult(layers, rows, total, floors, floor, n, probe)
-
-
-def _mean(bits: Tensor, level: float) -> Estimate:
-    reach = NormalDist().inv_cdf((1 + level) / 2) * float(bits.std()) / math.sqrt(len(bits))
-    value = float(bits.mean())
-    return Estimate(value, value - reach, min(1.0, value + reach), len(bits))

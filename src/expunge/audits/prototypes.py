@@ -23,7 +23,7 @@ from ..errors import DataError
 from ..metrics.answers import ONE_REFERENCE, half_width
 from ..metrics.estimate import Estimate, check_level, proportion_interval
 from ..progress import report
-from ..rng import permutation
+from ..rng import permutation, seed_setting
 from ..training.head import features_of, last_linear
 from .compared import RETRAINED, Models, cast, others_of, placed, plain, spread
 
@@ -112,7 +112,7 @@ class PrototypicalRelearning:
         k: images in a prototype, ≥ 1. Paper: 5.
         alpha: share of the prototype, in [0, 1], the same for all models. 1 = nothing of the old row is left.
         draws: how often other k images are drawn, ≥ 2.
-        seed: of the draws, which are the same for all models.
+        seed: in [0, 2**63), of the draws, which are the same for all models.
 
     Raises:
         ConfigError: a setting is outside its range (at construction), or no retrained model (when called).
@@ -142,7 +142,7 @@ class PrototypicalRelearning:
     k: int = setting(5, ge=1)
     alpha: float = setting(0.5, ge=0, le=1)
     draws: int = setting(20, ge=2)
-    seed: int = setting(0, ge=0)
+    seed: int = seed_setting()
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -218,14 +218,15 @@ class PrototypicalRelearning:
         retrained = list(hits)[-n_retrained:]
         rows = []
         for name, own in hits.items():
-            shares = {part: share(own[part], level) for part in ("before", "recovered", "taken")}
-            peers, gaps = [hits[other] for other in retrained if other != name], (None, None)
+            before, recovered, taken = (share(own[part], level) for part in ("before", "recovered", "taken"))
+            peers = [hits[other] for other in retrained if other != name]
+            gaps: tuple[Estimate | None, Estimate | None] = None, None
             if peers:
                 gap, cost = (
                     share_difference(own[part], torch.stack([peer[part] for peer in peers]), level) for part in ("recovered", "taken")
                 )
                 gaps = gap, minus(gap, cost)
-            rows.append(PrototypeRow(name, *shares.values(), minus(shares["recovered"], shares["taken"]), *gaps))
+            rows.append(PrototypeRow(name, before, recovered, taken, minus(recovered, taken), *gaps))
         twins = torch.tensor([[row.recovered.value, row.net.value] for row in rows[-n_retrained:]], dtype=torch.float64)
         floor, net_floor = (spread([abs(float(one - rest.mean())) for one, rest in others_of(values)]) for values in twins.T)
         return PrototypesResult(rows, floor, net_floor, self.kind, float(self.alpha), self.k, self.draws, rows[0].recovered.n)

@@ -133,10 +133,10 @@ def quantile_mia(
         raise DataError(f"public scores must differ, or there is nothing to regress on; got {len(public)} times {float(public[0]):g}.")
     order = permutation(len(public), seed)
     fit, calibrate = order[: len(order) // 2], order[len(order) // 2 :]
-    levels = _checked_levels(levels, len(fit))
+    at = _checked_levels(levels, len(fit))
     x = public_features.detach().cpu().double()
     columns = _Columns(x[fit])
-    learnt = (_gaussian if head == "gaussian" else _pinball)(columns(x[fit]), public[fit], levels)
+    learnt = (_gaussian if head == "gaussian" else _pinball)(columns(x[fit]), public[fit], at)
     null = learnt(columns(x[calibrate]), public[calibrate]).sort().values
     scores = learnt(columns(features.detach().cpu().double()), target)
     above = len(null) - torch.searchsorted(null, scores)
@@ -193,14 +193,13 @@ def _ridge(x: Tensor, y: Tensor) -> _Mean:
     size, basis = torch.linalg.eigh(x.T @ x)
     size, rotated = size.clamp_min(0), x @ basis
     along = rotated.T @ (y - centre)
-    best = None
+    found = []
     for penalty in (size.mean().clamp_min(1e-12) * torch.logspace(-5, 4, 19, dtype=torch.float64)).tolist():
         left = 1 - 1 / n - (rotated.square() @ (1 / (size + penalty)))  # 1 − the leverage of each sample
         residuals = (y - centre - rotated @ (along / (size + penalty))) / left.clamp_min(1e-6)
-        error = float(residuals.square().mean())
-        if best is None or error < best[0]:
-            best = error, penalty, residuals
-    return _Mean(basis @ (along / (size + best[1])), centre, best[2])
+        found.append((float(residuals.square().mean()), penalty, residuals))
+    _, penalty, residuals = min(found, key=lambda tried: tried[0])
+    return _Mean(basis @ (along / (size + penalty)), centre, residuals)
 
 
 def _gaussian(x: Tensor, y: Tensor, levels: Tensor) -> _Gaussian:
@@ -208,7 +207,7 @@ def _gaussian(x: Tensor, y: Tensor, levels: Tensor) -> _Gaussian:
     squares = mean.residuals.square().clamp_min(1e-24 + 1e-12 * float(mean.residuals.square().mean()))
     kept = torch.arange(len(x)) % 5 != 0
     constant = torch.zeros(x.shape[1], dtype=torch.float64), squares[kept].mean().log() / 2
-    tried = [(_nll(x[~kept], squares[~kept], *constant), None)]
+    tried: list[tuple[float, float | None]] = [(_nll(x[~kept], squares[~kept], *constant), None)]
     tried += [(_nll(x[~kept], squares[~kept], *_log_sd(x[kept], squares[kept], p)), p) for p in PENALTIES]
     penalty = min(tried, key=lambda pair: pair[0])[1]
     if penalty is None:

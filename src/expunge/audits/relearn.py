@@ -25,7 +25,7 @@ from ..metrics.answers import ONE_REFERENCE
 from ..metrics.estimate import Estimate, check_level, unsupported
 from ..metrics.median import median, rank_of_end
 from ..metrics.signals import loss
-from ..rng import derive, fork
+from ..rng import derive, fork, seed_setting
 from ..training.inference import logits_of
 from ..training.loop import sgd
 from ..training.orders import Visit, shuffled
@@ -111,7 +111,7 @@ class RelearnTime:
         max_steps: the cap, ≥ 1. Models beyond it are censored: their steps are known to be more, no more.
         batch_size: forget samples in a step, ≥ 1. With all of them in one batch the orders do not differ, and seeds say nothing.
         seeds: how many orders of the batches, ≥ 5. An exact 95 % interval of a median needs 6.
-        seed: of these orders.
+        seed: in [0, 2**63), of these orders.
 
     Raises:
         ConfigError: a setting is outside its range (at construction), or no original or no retrained model (when called).
@@ -142,7 +142,7 @@ class RelearnTime:
     max_steps: int = setting(1000, ge=1)
     batch_size: int = setting(64, ge=1)
     seeds: int = setting(6, ge=5)
-    seed: int = setting(0, ge=0)
+    seed: int = seed_setting()
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -170,7 +170,7 @@ class RelearnTime:
         check_level(level)
         if len(forget) == 0:
             raise DataError("relearning needs forget samples; got none. Pass split.forget.")
-        with placed(parts.original, device) as original:
+        with placed(parts.named[ORIGINAL], device) as original:
             target = self._target(original, forget)
         todo = {name: model for name, model in parts.named.items() if name != ORIGINAL}
         found: dict[str, list[tuple[float, float]]] = {name: [] for name in todo}
@@ -179,7 +179,7 @@ class RelearnTime:
                 there = self._reached(own, forget, target)
                 for k in range(self.seeds):
                     progress.report(STAGE, done * self.seeds + k, len(todo) * self.seeds, name)
-                    with progress.listen(_nobody):  # the steps of each training are no progress of the whole
+                    with progress.silent():  # the steps of each training are no progress of the whole
                         found[name].append((0.0, math.nan) if there else self._fewest(own, forget, target, derive(self.seed, k)))
         progress.report(STAGE, len(todo) * self.seeds, len(todo) * self.seeds)
         return self._result(found, len(parts.retrained), target, len(forget), level)
@@ -281,7 +281,3 @@ def ain_of(own: np.ndarray, retrained: np.ndarray, cap: int, level: float = 0.95
     high = np.sort(own / np.minimum(retrained, cap), 1)[:, -k].max()
     note = "; ".join(filter(None, (found.note, ONE_REFERENCE if len(retrained) == 1 else None))) or None
     return Estimate(found.value, min(found.low, float(low)), max(found.high, float(high)), found.n, note)
-
-
-def _nobody(_: progress.Progress) -> None:
-    """Hears nothing."""

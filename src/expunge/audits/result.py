@@ -1,6 +1,5 @@
 """What an audit found: accuracies, membership scores and gaps of each model, ready to print, to store, or to draw."""
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
@@ -16,6 +15,7 @@ from ..metrics.roc import roc_band
 from ..report import write
 from ..report.twins import is_reference
 from ..spectral.spectrum import Spectrum
+from ..store.files import write_json
 from .class_answers import ClassAnswers
 from .factors import Factors
 from .measures import Measured
@@ -56,6 +56,7 @@ class ModelRow:
     margins: dict[str, Tensor] = field(repr=False)  # logit margin of each sample of "forget", "forget_test", "retain", "test"
     seconds: float | None = None
     details: str | None = None
+    hash: str | None = None  # of its weights, whatever its file is called; None where there were answers alone
 
 
 @final
@@ -104,6 +105,17 @@ class Audit:
         risks: by model, for each forget sample the probability that an attacker gives to its having been trained on (see `audits.membership_risk`); empty without shadow models.
         thumbnails, labels: pictures (as data URIs) and class names of the most exposed forget samples, by id.
         protocol: name of the frozen protocol that was followed, such as "standard-1", or None.
+        forget: the size and the hashes of the forget set (see `models.lineage.describe_split`), so that a result belongs to one request; None without a split.
+
+    Example:
+        >>> import torch, expunge
+        >>> from expunge.audits import Audited
+        >>> labels = torch.tensor([0, 1]).repeat(20)
+        >>> sure = torch.eye(2)[labels] * torch.linspace(0, 1, 40)[:, None]
+        >>> audited = Audited(labels={"forget": labels, "test": labels}, classes=("cat", "dog"))
+        >>> result = expunge.audit_answers({"original": {"forget": 2 * sure + sure, "test": sure}}, audited)
+        >>> result["LossThreshold", "original"].auc > 0.5
+        True
     """
 
     models: list[ModelRow]
@@ -123,11 +135,12 @@ class Audit:
     risks: dict[str, Risk] = field(default_factory=dict)
     thumbnails: dict[int, str] = field(default_factory=dict, repr=False)
     labels: dict[int, str] = field(default_factory=dict, repr=False)
+    forget: dict[str, Any] | None = None
 
     def __getitem__(self, key: tuple[str, str]) -> AttackRow:
         attack, model = key
-        choose("attack", attack, dict.fromkeys(row.attack for row in self.attacks), "")
-        choose("model", model, [row.name for row in self.models], "")
+        choose("attack", attack, dict.fromkeys(row.attack for row in self.attacks))
+        choose("model", model, [row.name for row in self.models])
         return next(row for row in self.attacks if (row.attack, row.model) == (attack, model))
 
     def model(self, name: str) -> ModelRow:
@@ -166,6 +179,7 @@ class Audit:
             "provenance": self.provenance,
             "reference": self.reference,
             "sizes": self.sizes,
+            "forget": self.forget,
             "models": [_model_dict(row) for row in self.models],
             "attacks": [_attack_dict(row) for row in self.attacks],
             "floor": self.floor and self.floor.to_dict(),
@@ -204,11 +218,8 @@ class Audit:
         return {"n": self.sizes["forget"], "level": self.risks[name].level, "by": name, "examples": examples}
 
     def to_json(self, path: str | Path | None = None) -> str:
-        """The result as JSON text; also written to `path` if given."""
-        text = json.dumps(self.to_dict(), indent=1, allow_nan=False)
-        if path is not None:
-            Path(path).write_text(text + "\n", encoding="utf-8")
-        return text
+        """The result as JSON text; also written to `path` if given, whole or not at all. StoreError if it cannot be written."""
+        return write_json(self.to_dict(), path)
 
     def to_html(self, path: str | Path) -> None:
         """Writes one self-contained page with tables, ROC curves, histograms, flags and the numbers as JSON."""
@@ -218,7 +229,7 @@ class Audit:
 def _model_dict(row: ModelRow) -> dict[str, Any]:
     gaps = row.gaps and {name: _plain(gap) for name, gap in row.gaps._asdict().items()}
     accuracies = {group: _plain(getattr(row, group)) for group in GROUPS}
-    return {"name": row.name} | accuracies | {"gaps": gaps, "seconds": row.seconds, "details": row.details}
+    return {"name": row.name} | accuracies | {"gaps": gaps, "seconds": row.seconds, "details": row.details, "hash": row.hash}
 
 
 def _attack_dict(row: AttackRow) -> dict[str, Any]:

@@ -4,7 +4,6 @@ Asks about one model, with shadow models: the likelihood ratio of LiRA, turned i
 exposure.py asks about a method, with many unlearned models of a pool.
 """
 
-import math
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, final
 
@@ -14,10 +13,10 @@ from scipy.special import ndtri
 from torch import Tensor
 
 from ..errors import ConfigError, DataError
-from ..metrics.estimate import Estimate, check_level
+from ..metrics.estimate import Estimate, check_level, mean_estimate
 from .groups import check_groups
 from .lira import Group, lira_leave_one_out, moments
-from .told_apart import checked_margins
+from .populations import checked_margins
 
 LEAST_IN_BIN = 40  # judged pairs of model and sample for each step of the calibration curve
 MOST_BINS = 400
@@ -151,8 +150,8 @@ def calibrate_risk(
     if not prior_weight >= 0:
         raise ConfigError(f"prior_weight must be a number ≥ 0; got {prior_weight!r}. 0 = each sample's own variance.")
     known = lira_leave_one_out(shadow, included, prior_weight=prior_weight, drop_mates=drop_mates)
-    centre, *groups = moments(shadow.detach().cpu(), included)
-    return RiskModel(_brier(known, included, level), len(shadow), level, _calibrate(known, included), centre, tuple(groups), prior_weight)
+    centre, seen, unseen = moments(shadow.detach().cpu(), included)
+    return RiskModel(_brier(known, included, level), len(shadow), level, _calibrate(known, included), centre, (seen, unseen), prior_weight)
 
 
 class _Curve(NamedTuple):
@@ -169,11 +168,11 @@ def _calibrate(ratio: Tensor, included: Tensor) -> _Curve:
     """Members among judged pairs of model and sample, by bins of equal size of Λ, never decreasing."""
     from sklearn.isotonic import isotonic_regression
 
-    ratio, truth = ratio.flatten().numpy(), included.flatten().numpy()
-    order = np.argsort(ratio, kind="stable")
-    edges = np.linspace(0, len(ratio), max(2, min(MOST_BINS, len(ratio) // LEAST_IN_BIN)) + 1).astype(int)
+    ratios, truth = ratio.flatten().numpy(), included.flatten().numpy()
+    order = np.argsort(ratios, kind="stable")
+    edges = np.linspace(0, len(ratios), max(2, min(MOST_BINS, len(ratios) // LEAST_IN_BIN)) + 1).astype(int)
     size = np.diff(edges)
-    members, at = np.add.reduceat(truth[order].astype(float), edges[:-1]), np.add.reduceat(ratio[order], edges[:-1]) / size
+    members, at = np.add.reduceat(truth[order].astype(float), edges[:-1]), np.add.reduceat(ratios[order], edges[:-1]) / size
     level = isotonic_regression(members / size, sample_weight=size.astype(float), y_min=0.0, y_max=1.0)
     # Half a pseudo-pair of each kind for each level stretch: where all are members, the probability is that of as many pairs and not 1.
     stretch = np.unique(level, return_inverse=True)[1]
@@ -184,17 +183,12 @@ def _calibrate(ratio: Tensor, included: Tensor) -> _Curve:
 
 def _brier(ratio: Tensor, included: Tensor, level: float) -> Estimate:
     """Mean squared error of the probabilities on one half of the models, by the curve of the other half, and the other way round; over models."""
-    from scipy.special import stdtrit
-
     half = len(ratio) // 2
     rows = []
     for told, judged in ((slice(0, half), slice(half, None)), (slice(half, None), slice(0, half))):
         found = _calibrate(ratio[told], included[told])(ratio[judged].numpy())
         rows.append(((found - included[judged].numpy()) ** 2).mean(1))
-    errors = np.concatenate(rows)
-    reach = float(stdtrit(len(errors) - 1, (1 + level) / 2)) * float(errors.std(ddof=1)) / math.sqrt(len(errors))
-    value = float(errors.mean())
-    return Estimate(value, max(0.0, value - reach), value + reach, ratio.numel())
+    return replace(mean_estimate(np.concatenate(rows).tolist(), level, within=(0.0, 1.0)), n=ratio.numel())
 
 
 def _ratio(target: Tensor, group_in: Group, group_out: Group, *, prior_weight: float) -> tuple[Tensor, Tensor]:

@@ -202,13 +202,10 @@ class RMIA(MembershipAudit):
     signal: str = setting("softmax", choices=("softmax", "taylor"))
     offline_a: float | None = setting(None, ge=0, le=1)
 
-    @property
-    def models_needed(self) -> tuple[int, int]:
-        return (2 if self.online else 0), 2
-
     def scores(
         self, target_logits: Logits, labels: Labels, shadow_logits: Tensor | None = None, included: Included | None = None
     ) -> Scores:
+        assert shadow_logits is not None and included is not None  # it says that it needs them
         signal, ratio = (true_log_prob, rmia_log_ratio) if self.signal == "softmax" else (taylor_softmax, rmia_ratio)
         shadow = signal_of_models(signal, shadow_logits, labels)
         a = self.offline_a
@@ -251,7 +248,8 @@ def _leave_one_out_means(shadow: Tensor, included: Tensor, kept: Tensor, online:
     sure of a sample.
     """
     weights = kept.double()
-    means_in, means_out = [], []
+    means_in: list[Tensor] = []
+    means_out: list[Tensor] = []
     for one, members in zip(shadow.split(BLOCK, 1), included.split(BLOCK, 1), strict=True):
         top = one.double().amax(0)
         p, inside = (one.double() - top).clamp_min(UNDERFLOW).exp(), members.double()

@@ -25,7 +25,8 @@ from ..errors import ConfigError, DataError
 from ..metrics.estimate import Estimate, proportion_interval
 from ..metrics.roc import auc, tpr_at_fpr
 from .lira import Group
-from .told_apart import check_report, checked_margins, contrast
+from .populations import checked_margins
+from .told_apart import check_report, contrast
 
 ONE_MODEL = "one target model: the interval covers samples, not models"
 PRIOR_WEIGHT = 10.0  # how many models the pooled variance is worth, as in lira.py

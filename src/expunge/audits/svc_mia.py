@@ -25,7 +25,7 @@ from ..metrics.accuracy import accuracy_difference
 from ..metrics.balanced import balanced_accuracy
 from ..metrics.estimate import Estimate, proportion_interval, unsupported
 from ..metrics.signals import check_logits, entropy, logit_margin, modified_entropy
-from ..rng import permutation
+from ..rng import permutation, seed_setting
 
 SCALARS = ("correctness", "confidence", "entropy", "modified_entropy")
 FEATURES = (*SCALARS, "probabilities")
@@ -70,7 +70,7 @@ class SVCMIA:
         compatible: compute what the published code does: "svc", no weights, the first retain samples instead of random ones, float32, and its
             modified entropy, which is none (see `copied_modified_entropy`). For comparison with published tables only.
         C: penalty of the machine, > 0.
-        seed: of the choice of retain samples; the global generators are not touched.
+        seed: in [0, 2**63), of the choice of retain samples; the global generators are not touched.
 
     Raises:
         ConfigError: a setting is outside its range.
@@ -94,7 +94,7 @@ class SVCMIA:
     rule: str = setting("threshold", choices=("threshold", "svc"))
     compatible: bool = setting(False)
     C: float = setting(3.0, gt=0)
-    seed: int = setting(0, ge=0)
+    seed: int = seed_setting()
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -122,7 +122,7 @@ class SVCMIA:
         machine = self.compatible or self.rule == "svc"
         features = (FEATURES if machine else SCALARS) if features is None else features
         for name in features:
-            choose("feature", name, FEATURES, "")
+            choose("feature", name, FEATURES)
             if name == "probabilities" and not machine:
                 raise ConfigError('a threshold needs one number a sample; got the feature "probabilities". Pass rule="svc".')
         groups = self._groups(retain, test, forget)

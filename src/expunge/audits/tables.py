@@ -107,7 +107,8 @@ def _factor(factor: Factor, found: Plain) -> str:
 
 def _spectrum_table(result: Plain) -> Table:
     """The largest σ₁ of each model with its layer, and the bound on the network; the page has all layers."""
-    together, rows = folded_name(result), {}
+    together = folded_name(result)
+    rows: dict[str, list[Plain]] = {}
     for name, found in result["spectra"].items():
         rows.setdefault(together if together and is_other(name, result["reference"]) else name, []).append(found)
     return Table(

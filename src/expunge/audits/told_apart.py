@@ -13,7 +13,7 @@ from jaxtyping import Float
 from scipy.special import stdtrit
 from torch import Tensor
 
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError
 from ..metrics.estimate import Estimate, check_level, proportion_interval, unsupported
 from ..metrics.roc import FEW_FALSE_POSITIVES, MIN_FALSE_POSITIVES, false_positives
 
@@ -132,21 +132,22 @@ def _placed(members: Tensor, nonmembers: Tensor) -> tuple[Tensor, Tensor, Tensor
     shares = np.empty(n)
     shares[order] = np.where(is_member, (other - below) / (2 * (n - n1)), below / (2 * n1))
     found = shares[:n1], shares[n1:], ordered[is_member], ordered[~is_member]
-    return tuple(torch.from_numpy(x) for x in found)
+    of_members, of_nonmembers, their_scores, other_scores = (torch.from_numpy(x) for x in found)
+    return of_members, of_nonmembers, their_scores, other_scores
 
 
 def estimates(
     values: Tensor, spread: Tensor, influence: Tensor, *, trials: int, n_nonmembers: int, fpr: float, level: float
-) -> list[Estimate]:
+) -> tuple[Estimate, Estimate, Estimate]:
     """The three numbers with intervals, from their variance over models and each sample's influence, (3, N)."""
     n = influence.shape[1]
     errors = (SHARED_FITS * spread + influence.var(1, correction=0) / n).sqrt()
     few = f"few models: fewer than {FEW_MODELS} a side" if trials < FEW_MODELS else None
-    *estimates, tpr = (
+    area, accuracy, tpr = (
         Estimate(value, *_interval(value, error, trials, level), n, few)
         for value, error in zip(values.tolist(), errors.tolist(), strict=True)
     )
-    return [*estimates, _supported(tpr, fpr, n_nonmembers)]
+    return area, accuracy, _supported(tpr, fpr, n_nonmembers)
 
 
 def _interval(value: float, error: float, trials: int, level: float) -> tuple[float, float]:
@@ -164,23 +165,6 @@ def _supported(tpr: Estimate, fpr: float, n_nonmembers: int) -> Estimate:
         return unsupported(f"TPR at {100 * fpr:g}% FPR needs {needed} non-members, got {n_nonmembers}", tpr.n)
     weak = f"underpowered: the threshold rests on {k} non-members" if k < FEW_FALSE_POSITIVES else None
     return Estimate(tpr.value, tpr.low, tpr.high, tpr.n, "; ".join(filter(None, (tpr.note, weak))) or None)
-
-
-def checked_margins(what: str, margins: Tensor, least: int, n_samples: int | None = None) -> Tensor:
-    """Checked margins as float64 on the CPU; on as many samples as other models, if told how many."""
-    if margins.ndim != 2 or not margins.is_floating_point() or margins.shape[1] == 0:
-        raise DataError(
-            f"margins of {what} must be floating point, one row for each model and one column for each sample; "
-            f"got {margins.dtype} of shape {tuple(margins.shape)}. Stack logit_margin(logits, labels) of the models."
-        )
-    if len(margins) < least:
-        raise DataError(f"U-LiRA needs at least {least} {what} here; got {len(margins)}. Train more, with other seeds.")
-    if n_samples is not None and margins.shape[1] != n_samples:
-        raise DataError(f"margins of {what} must be of the same {n_samples} samples as the others; got {margins.shape[1]}. Score one set.")
-    broken = ~torch.isfinite(margins)
-    if broken.any():
-        raise DataError(f"margins of {what} must be finite; got {int(broken.sum())} NaN or infinite. Check the logits of the models.")
-    return margins.detach().cpu().double()
 
 
 def check_report(fpr: float, level: float) -> None:

@@ -18,7 +18,8 @@ from torch import Tensor
 from ..metrics.estimate import Estimate
 from ..rng import permutation
 from .lira import Gaussian, Group, LiRA, lira
-from .told_apart import ULiRAResult, check_report, checked_margins, contrast, estimates
+from .populations import checked_margins
+from .told_apart import ULiRAResult, check_report, contrast, estimates
 
 HALVINGS = 10  # as many as six models have
 
@@ -164,4 +165,5 @@ def _halvings(n: int, seed: int) -> list[tuple[Tensor, Tensor]]:
         halves = order[: n // 2], order[n // 2 :]
         found.setdefault(frozenset(frozenset(half.tolist()) for half in halves), halves)
         if len(found) == HALVINGS:
-            return list(found.values())
+            break
+    return list(found.values())

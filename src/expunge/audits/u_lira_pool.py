@@ -5,7 +5,8 @@ from torch import Tensor
 
 from ..errors import DataError
 from .lira import lira_leave_one_out
-from .told_apart import ULiRAResult, check_report, checked_margins, contrast, estimates
+from .populations import checked_margins
+from .told_apart import ULiRAResult, check_report, contrast, estimates
 
 
 def u_lira_pool(

@@ -182,23 +182,22 @@ def judge(model: str, contrasts: Sequence[Contrast], *, n_references: int, label
         return Verdict(model, DISTINGUISHABLE, text, contrasts)
     open_ones = [c for c in contrasts if not c.within]
     widest = max(open_ones, key=lambda c: max(-c.gap.low, c.gap.high) / c.margin)
-    needs = {text: size for size, text in (_need(c, len(contrasts)) for c in open_ones)}
+    sizes = {text: size for size, text in (_need(c, len(contrasts)) for c in open_ones)}
     text = (
         f"This audit cannot tell whether {model} differs from retraining by more than ±{widest.margin:g}: its {widest.name} differs by "
-        f"{widest.gap.value:+.3f} [{widest.gap.low:+.3f}, {widest.gap.high:+.3f}] (95 %, {n_references} retrained models). To decide: {max(needs, key=needs.get)}."
+        f"{widest.gap.value:+.3f} [{widest.gap.low:+.3f}, {widest.gap.high:+.3f}] (95 %, {n_references} retrained models). To decide: {max(sizes, key=lambda text: sizes[text])}."
     )
-    needs = tuple(needs)
-    return Verdict(model, CANNOT_TELL, text, contrasts, needs)
+    return Verdict(model, CANNOT_TELL, text, contrasts, tuple(sizes))
 
 
 def _contrast(name: str, kind: str, value: float, references: list[float], members: Tensor, nonmembers: Tensor) -> Contrast:
     """From the values of the model and of the retrained ones, and what each sample does to the gap."""
     theirs, r = torch.tensor(references, dtype=torch.float64), len(references)
     gap = value - float(theirs.mean())
-    variances = [_variance_of_mean(x) if len(x) > 1 else 0.0 for x in (members, nonmembers)]
+    of_members, of_nonmembers = (_variance_of_mean(x) if len(x) > 1 else 0.0 for x in (members, nonmembers))
     spread = float(theirs.std()) if r > 1 else 0.0
     alone = Estimate(gap, -1.0, 1.0, len(members), "one retrained model: how these differ is unknown")
-    found = Contrast(name, kind, alone, *variances, spread, r)
+    found = Contrast(name, kind, alone, of_members, of_nonmembers, spread, r)
     if r == 1:
         return found
     reach = found.reach()

@@ -8,6 +8,7 @@ from ..checks import check_settings, setting
 from ..data.images import Samples
 from ..data.split import Split, forget_classes, forget_random, forget_samples
 from ..errors import ConfigError
+from ..rng import seed_setting
 
 
 class Forget(ABC):
@@ -38,7 +39,7 @@ class ForgetRandom(Forget):
 
     n: int | None = setting(None, ge=1)
     ratio: float | None = setting(None, gt=0, lt=1)
-    seed: int = setting(0, ge=0)
+    seed: int = seed_setting()
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -46,7 +47,7 @@ class ForgetRandom(Forget):
             raise ConfigError(f"ForgetRandom takes n or ratio; got {'neither' if self.n is None else 'both'}. Pass one of them.")
 
     def __call__(self, train: Samples) -> Split:
-        return forget_random(train, self.n or max(1, round(self.ratio * len(train))), seed=self.seed)
+        return forget_random(train, self.n or max(1, round((self.ratio or 0) * len(train))), seed=self.seed)
 
     def __str__(self) -> str:
         return f"{self.n} random samples" if self.ratio is None else f"{100 * self.ratio:g} % random samples"
@@ -55,9 +56,15 @@ class ForgetRandom(Forget):
 @final
 @dataclass(frozen=True, kw_only=True)
 class ForgetClasses(Forget):
-    """All samples of these classes, by name or number."""
+    """All samples of these classes, by name or number.
 
-    classes: tuple[str | int, ...] = setting()
+    Example:
+        >>> import expunge
+        >>> expunge.ForgetClasses(classes=("3",))(expunge.load_data("digits").train)
+        Split(forget 102, retain 898, classes (3,))
+    """
+
+    classes: tuple[str | int, ...]
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "classes", (self.classes,) if isinstance(self.classes, str | int) else tuple(self.classes))
@@ -73,9 +80,15 @@ class ForgetClasses(Forget):
 @final
 @dataclass(frozen=True, kw_only=True)
 class ForgetSamples(Forget):
-    """The samples at these positions of the training set."""
+    """The samples at these positions of the training set.
 
-    indices: tuple[int, ...] = setting()
+    Example:
+        >>> import expunge
+        >>> expunge.ForgetSamples(indices=(17, 42))(expunge.load_data("digits").train)
+        Split(forget 2, retain 998)
+    """
+
+    indices: tuple[int, ...]
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "indices", tuple(self.indices))

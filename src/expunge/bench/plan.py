@@ -81,12 +81,12 @@ class Plan:
 
     def __post_init__(self) -> None:
         check_settings(self)
-        object.__setattr__(self, "methods", _named(self.methods))
-        if self.attacks is None:
-            object.__setattr__(self, "attacks", (RMIA(),) if self.shadows else (LossThreshold(),))
-        object.__setattr__(self, "attacks", tuple(self.attacks))
-        wanting = [type(a).__name__ for a in self.attacks if a.needs_shadows and not self.shadows]
-        if wanting or not self.attacks:
+        methods, default = _named(self.methods), RMIA() if self.shadows else LossThreshold()
+        attacks = (default,) if self.attacks is None else tuple(self.attacks)
+        object.__setattr__(self, "methods", methods)
+        object.__setattr__(self, "attacks", attacks)
+        wanting = [type(a).__name__ for a in attacks if a.needs_shadows and not self.shadows]
+        if wanting or not attacks:
             raise ConfigError(
                 f"{', '.join(wanting) or 'attacks'} must {'have shadow models' if wanting else 'name one at least'}; got none. Set shadows=64, or attacks=[LossThreshold()]."
             )
@@ -94,10 +94,10 @@ class Plan:
             raise ConfigError(
                 f"shadows must be even, because they are trained on complementary halves; got {self.shadows}. Pass {self.shadows + 1}."
             )
-        strange = set(self.paper) - {"source", "original", "retrained", *self.methods}
+        strange = set(self.paper) - {"source", "original", "retrained", *methods}
         if strange:
             raise ConfigError(
-                f"paper must name methods of the plan; got {', '.join(sorted(strange))}. Its methods are {', '.join(self.methods)}."
+                f"paper must name methods of the plan; got {', '.join(sorted(strange))}. Its methods are {', '.join(methods)}."
             )
         for axis in AXES:
             if not _listed(getattr(self, axis)):
@@ -113,7 +113,7 @@ class Plan:
 
     def columns(self) -> list[str]:
         """Names of the columns that tables of this plan may have."""
-        return [*COLUMNS, *(f"{type(attack).__name__} AUC" for attack in self.attacks)]
+        return [*COLUMNS, *(f"{type(attack).__name__} AUC" for attack in self.attacks or ())]
 
     def status(self, store: Store | str | Path, *, root: str | Path = "data", device: Any = "auto") -> "Status":
         """What there is to do, what the store has of it, and how long the rest takes. Trains nothing.

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, final
+from typing import Any, cast, final
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from ..data.images import Augment, ImageData, Samples
 from ..data.load import load_data
 from ..data.pool import pool
 from ..data.split import Split
+from ..data.stream import StreamedData
 from ..errors import DataError
 from ..methods import Method
 from ..models import architecture, import_build
@@ -25,7 +26,7 @@ from ..store import Cell, Store
 from ..training.fleet import TrainTask, fleet_cells, load_trained
 from ..training.recipe import Build, Recipe
 from ..training.shadow import shadow_tasks, train_shadow_models
-from ..tuning import development_split, tuned_field
+from ..tuning import development_split, start_of
 from .plan import Data, Plan
 
 RETRAINED_SEED = 100  # of the first retrained model: originals have other initial weights
@@ -63,7 +64,7 @@ class Point:
 
     def tunes(self, name: str) -> bool:
         """Whether a setting of this method is chosen by `tune`."""
-        return bool(self.trials) and name in self.methods and self.methods[name].tunes is not None
+        return bool(self.trials) and name in self.methods and self.methods[name].to_tune(self.split) is not None
 
     @cached_property
     def held_out(self) -> Tensor:
@@ -126,6 +127,7 @@ def points(plan: Plan, store: Store | str | Path, root: str | Path) -> list[Poin
     store, loaded = store if isinstance(store, Store) else Store(Path(store)), {}
     store = replace(store, root=store.root.absolute())  # workers may be in another folder
     found = []
+    methods = dict(cast(Mapping[str, Method], plan.methods))  # a plan gives each its name
     for values in plan.grid():
         if id(values["data"]) not in loaded:
             pair = _load(values["data"], plan, root)
@@ -142,8 +144,8 @@ def points(plan: Plan, store: Store | str | Path, root: str | Path) -> list[Poin
                 pool=both,
                 build=build,
                 recipe=values["recipe"],
-                methods=dict(plan.methods),
-                attacks=plan.attacks,
+                methods=methods,
+                attacks=tuple(plan.attacks or ()),
                 seeds=plan.seeds,
                 n_retrained=plan.n_retrained,
                 n_shadows=plan.shadows,
@@ -151,7 +153,7 @@ def points(plan: Plan, store: Store | str | Path, root: str | Path) -> list[Poin
                 store=store,
             )
         )
-        _check_methods(plan, split)
+        _check_methods(methods, split, plan.tuning)
     return found
 
 
@@ -173,19 +175,19 @@ def _some(train: Samples, n: int) -> Samples:
 def _augmented(samples: Samples, augment: Augment) -> Samples:
     if not hasattr(samples, "__dataclass_fields__") or "augment" not in samples.__dataclass_fields__:
         raise DataError(f"augment can be set for data sets in memory; got {type(samples).__name__}. Set it where the data are made.")
-    return replace(samples, augment=augment)
+    return replace(cast(ImageData | StreamedData, samples), augment=augment)
 
 
-def _check_methods(plan: Plan, split: Split) -> None:
+def _check_methods(methods: Mapping[str, Method], split: Split, tuning: int) -> None:
     """Says before anything is trained what would fail after it."""
-    wrong = [name for name, method in plan.methods.items() if method.scenario == "classes" and not split.forget_classes]
+    wrong = [name for name, method in methods.items() if method.scenario == "classes" and not split.forget_classes]
     if wrong:
         raise DataError(
             f"{', '.join(wrong)} forget whole classes; got {len(split.forget_indices)} samples to forget. Leave them out, or forget classes."
         )
-    for method in plan.methods.values():
-        if plan.tuning and method.tunes is not None:
-            tuned_field(method)
+    for method in methods.values():
+        if tuning and method.to_tune(split) is not None:
+            start_of(method, split)
 
 
 def _title(values: Mapping[str, Any], n: int) -> str:

@@ -14,7 +14,10 @@ from ..costs import Cost
 from ..metrics.estimate import Estimate, mean_estimate, unsupported
 from ..metrics.ranking import ties_with_best
 from ..provenance import provenance
+from ..report.page import write_text
 from ..store import Cell, Store
+from ..store.files import write_json
+from .markdown import markdown
 from .plan import Plan
 from .point import Point, points
 from .work import FAILED, Run, chosen, tuned_cell
@@ -52,6 +55,7 @@ class Row:
         return {
             "name": self.name, "seeds": self.seeds, "columns": {name: estimate.to_dict() for name, estimate in self.columns.items()}, "gaps": self.gaps,
             "epochs": self.epochs, "seconds": self.seconds, "settings": self.settings, "tuned": self.tuned, "paper": dict(self.paper), "problem": self.problem,
+            "planned": self.planned,
         }  # fmt: skip
 
 
@@ -93,7 +97,7 @@ class PointResults:
         """One line, and one for what the paper says."""
         shown = [_shown(name, row.columns.get(name)) for name in columns]
         if row.problem and columns:
-            shown[0] = row.problem
+            shown[0] = row.problem.partition(" (")[0]  # the reason is a note
         cost = ["-" if row.epochs is None else f"{row.epochs:.3g}", "-" if row.seconds is None else f"{row.seconds:.0f}"]
         partial = row.planned is not None and 0 < row.seeds < row.planned
         name = row.name + (" (gap: floor)" if row.name == RETRAINED else f" ({row.seeds} of {row.planned} seeds)" if partial else "")
@@ -136,6 +140,8 @@ class Results:
         ]
         if self.source:
             notes.append(f"Paper: {self.source}.")
+        reasons = [(row.name, row.problem) for point in self.points for row in point.rows if row.problem and " (" in row.problem]
+        notes += [f"{name}: {problem}" for name, problem in reasons]
         if self.done < self.total:
             notes.append(f"{self.total - self.done} of {self.total} audited models are not there yet; run the plan again to continue.")
         flags = {(flag["name"], flag["message"]): None for point in self.points for flag in point.flags}
@@ -159,17 +165,18 @@ class Results:
         }
 
     def to_json(self, path: str | Path | None = None) -> str:
-        """The results as JSON text; also written to `path` if given."""
-        text = json.dumps(self.to_dict(), indent=1, allow_nan=False)
-        if path is not None:
-            Path(path).write_text(text + "\n", encoding="utf-8")
-        return text
+        """The results as JSON text; also written to `path` if given, whole or not at all. StoreError if it cannot be written."""
+        return write_json(self.to_dict(), path)
 
     def to_html(self, path: str | Path) -> None:
         """Writes one self-contained page: tables, gaps with their intervals beside the floor, gaps against cost, settings and provenance."""
         from ..report import write_benchmark
 
         write_benchmark(self.to_dict(), path)
+
+    def to_markdown(self, path: str | Path, sort: str = AVERAGE_GAP) -> None:
+        """Writes tables, settings, notes and provenance as Markdown, to be committed or pasted."""
+        write_text(markdown(self, sort), path)
 
 
 def results(plan: Plan, store: Store | str | Path, *, root: str | Path = "data") -> Results:
@@ -211,7 +218,7 @@ def _flags(audits: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
 
 def _results(point: Point, name: str) -> list[dict[str, Any]]:
     cells = [Run(0, name, seed).cell(point) for seed in range(point.seeds)]
-    return [cell.result() for cell in cells if _done(cell)]
+    return [cell.result() for cell in cells if cell is not None and _done(cell)]
 
 
 def _done(cell: Cell | None) -> bool:
@@ -302,7 +309,7 @@ def _over(estimates: Sequence[Mapping[str, Any]]) -> Estimate:
         return unsupported("no number" if wanting is None else wanting["note"] or "no number", 0)
     if len(estimates) == 1:
         return Estimate(*(estimates[0][key] for key in ("value", "low", "high", "n", "note")))
-    return mean_estimate([e["value"] for e in estimates])
+    return mean_estimate([e["value"] for e in estimates], within=(0.0, 1.0))  # all columns are shares, areas, or sizes of their differences
 
 
 def _epochs(point: Point, cost: Mapping[str, Any]) -> float:

@@ -30,7 +30,7 @@ def run(
     watch: Watch | None = None,
 ) -> Results:
     """See `Plan.run`."""
-    grid, store = points(plan, store, root), store if isinstance(store, Store) else Store(store)
+    grid, store = points(plan, store, root), store if isinstance(store, Store) else Store(Path(store))
     where: dict[str, Any] = {"executor": executor, "workers": workers, "device": device}
     for point in grid:
         train_fleet([task for tasks in point.tasks.values() for task in tasks], point.pool, store, **where)

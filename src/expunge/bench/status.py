@@ -12,7 +12,7 @@ import torch
 
 from ..audits.compared import ORIGINAL
 from ..device import resolve_device
-from ..progress import listen
+from ..progress import silent
 from ..store import Store
 from ..training.executors import SerialExecutor
 from ..training.fleet import TrainTask
@@ -105,10 +105,10 @@ def _cells(point: Point, number: int) -> Iterator[tuple[str, Any, bool, Callable
         yield "tuned methods", cell.folder, cell.done, partial(_Pace.trials, name=name)
     for seed in range(point.seeds):
         for name in (ORIGINAL, *point.methods):
-            cell = Run(number, name, seed).cell(point)
-            hopeless = cell is None and tuned_cell(point, name).done  # no setting works: it is done with
-            key = (number, name, seed) if cell is None else cell.folder
-            yield "audited models", key, hopeless or (cell is not None and cell.done), partial(_Pace.method, name=name)
+            audited = Run(number, name, seed).cell(point)
+            hopeless = audited is None and tuned_cell(point, name).done  # no setting works: it is done with
+            key = (number, name, seed) if audited is None else audited.folder
+            yield "audited models", key, hopeless or (audited is not None and audited.done), partial(_Pace.method, name=name)
 
 
 class _Pace:
@@ -137,14 +137,11 @@ class _Pace:
         """As the runs that are there took; else by the method's own count."""
         if name == ORIGINAL:
             return 0.0
-        took = [
-            cell.result().get("seconds")
-            for run in (Run(0, name, seed) for seed in range(self.point.seeds))
-            if (cell := run.cell(self.point)) and cell.done
-        ]
-        took = [seconds for seconds in took if seconds is not None]
-        if took:
-            return statistics.median(took)
+        cells = [Run(0, name, seed).cell(self.point) for seed in range(self.point.seeds)]
+        took = [cell.result().get("seconds") for cell in cells if cell is not None and cell.done]
+        known = [seconds for seconds in took if seconds is not None]
+        if known:
+            return statistics.median(known)
         train = self.point.split.train
         share = len(self.point.split.forget_indices) / len(train)
         return self.image * (self.point.methods[name].cost(share) * len(train) + FORWARD * len(self.point.pool))
@@ -153,7 +150,7 @@ class _Pace:
 def _measured(point: Point, device: torch.device) -> float:
     train = point.split.train.subset(range(min(PROBE, len(point.split.train))))
     recipe = Recipe(epochs=1, batch_size=point.recipe.batch_size, precision=point.recipe.precision)
-    with listen(lambda _: None), SerialExecutor(device=str(device)):  # one thread on a CPU, as a worker has
+    with silent(), SerialExecutor(device=str(device)):  # one thread on a CPU, as a worker has
         train_model(point.build, train.subset(range(min(len(train), 2 * recipe.batch_size))), recipe, device=device)  # slow the first time
         start = time.perf_counter()
         train_model(point.build, train, recipe, device=device)

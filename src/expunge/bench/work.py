@@ -6,6 +6,7 @@ Each function does one cell's work unless it is done, and can run in any process
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, final
 
 from torch import Tensor
@@ -24,7 +25,7 @@ from ..tuning import tune
 from .point import Point
 
 FAILED = "failed"  # in a result: why there is none
-REVISION = 2  # of what is kept of an audit, or of tuning
+REVISION = 3  # of what is kept of an audit, or of tuning
 
 
 @final
@@ -69,10 +70,12 @@ class Run:
         return audited_cell(point, self.method, self.seed)
 
     def finish(self, cell: Cell, grid: Sequence[Point], device: str) -> None:
-        point, scores = grid[self.point], None
+        point = grid[self.point]
+        scores: Cell | None = None
         if self.method != ORIGINAL:
             scores = scores_cell(point, self.method, self.seed)
-            scores.ensure(lambda: _unlearn(scores, point, self, device))
+            assert scores is not None  # the setting is chosen: else there were no cell to finish
+            scores.ensure(partial(_unlearn, scores, point, self, device))
             if FAILED in scores.result():
                 cell.finish(scores.result())
                 return
@@ -86,6 +89,7 @@ class Run:
 def _unlearn(cell: Cell, point: Point, run: Run, device: str) -> None:
     original = point.model("originals", run.seed)
     method = chosen(point, run.method)
+    assert method is not None
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", HealthFlag)
@@ -180,8 +184,20 @@ def _kept(audit: Audit, name: str) -> dict[str, Any]:
 def _of_classes(rows: list[Mapping[str, Any]]) -> dict[str, Any]:
     """How far a model's answers on unseen images of forgotten classes are from retraining's; of several classes the mean."""
     distances = [row["distance"] for row in rows if row["distance"]]
-    neighbours = [row["neighbour"]["gap"] for row in rows if row["neighbour"] and row["neighbour"]["gap"]]
+    neighbours = [absolute(row["neighbour"]["gap"]) for row in rows if row["neighbour"] and row["neighbour"]["gap"]]
     return {key: _mean(found) for key, found in (("distance", distances), ("mia_nn_gap", neighbours)) if found}
+
+
+def absolute(estimate: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The size of a signed difference, so that means over classes and seeds do not cancel.
+
+    Example:
+        >>> absolute({"value": -0.1, "low": -0.3, "high": 0.2})
+        {'value': 0.1, 'low': 0, 'high': 0.3}
+    """
+    value, low, high = (estimate[key] for key in ("value", "low", "high"))
+    ends = {} if low is None or high is None else {"low": max(low, -high, 0), "high": max(-low, high)}
+    return {**estimate, "value": value if value is None else abs(value), **ends}
 
 
 def _mean(estimates: list[Mapping[str, Any]]) -> Mapping[str, Any]:

@@ -7,12 +7,13 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 
 from .audit import audit
 from .bench import bench, report
+from .card import card
 from .catalogue import list_, show
 from .demo import demo
 from .output import complain
@@ -23,7 +24,7 @@ from .unlearn import unlearn
 
 FAILED, INTERRUPTED = 1, 130
 VERBS: dict[str, Callable[..., None]] = {
-    "demo": demo, "list": list_, "show": show, "train": train, "unlearn": unlearn, "shadows": shadows, "audit": audit,
+    "demo": demo, "list": list_, "show": show, "train": train, "unlearn": unlearn, "shadows": shadows, "audit": audit, "card": card,
     "spectrum": spectrum, "bench": bench, "report": report,
 }  # fmt: skip
 
@@ -68,7 +69,7 @@ def guarded(verb: Callable[..., None]) -> Callable[..., None]:
             complain("error", error)
             raise typer.Exit(FAILED) from None
         except KeyboardInterrupt:
-            keeps = options.get("store") and options.get("shadows") != 0
+            keeps = options.get("store") and (options.get("protocol") or options.get("shadows") != 0)
             kept = (
                 f"finished models are kept in {options['store']}; the same command continues"
                 if keeps
@@ -87,11 +88,13 @@ def guarded(verb: Callable[..., None]) -> Callable[..., None]:
 def _short_warnings() -> Iterator[None]:
     """Shows the library's warnings as one line each, without the line of code that raised them."""
 
-    def show(message: Warning | str, category: type[Warning], *rest: Any) -> None:
+    def show(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int, file: TextIO | None = None, line: str | None = None
+    ) -> None:
         if category.__module__.startswith("expunge."):
             complain(f"warning: {category.__name__}", message)
         else:
-            usual(message, category, *rest)
+            usual(message, category, filename, lineno, file, line)
 
     with warnings.catch_warnings():
         usual, warnings.showwarning = warnings.showwarning, show
@@ -113,7 +116,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal without "≥" shows "?" instead of failing
-    code = 0
+    code: int | str | None = 0
     try:
         app(prog_name="expunge")
     except SystemExit as end:

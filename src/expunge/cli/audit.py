@@ -154,10 +154,10 @@ def audit(
     metadata = {name: metadata_of(text) for name, text in named.items()}
     models = {name: load_network(text, build) for name, text in named.items()}
     pair = load_pair(data, root, size)
-    split = make_split(pair.train, *options.values(), no_retain)
+    split = make_split(pair.train, forget_indices, forget_classes, forget_random, no_retain)
     check_origins(named, metadata, split)
     where = {"store": store, "workers": as_workers(workers), "device": device}
-    about = {
+    about: dict[str, Any] = {
         "details": {name: known["settings"] for name, known in metadata.items() if "settings" in known},
         "seconds": {name: known["seconds"] for name, known in metadata.items() if "seconds" in known},
     }
@@ -165,7 +165,7 @@ def audit(
     if shadows or protocol:
         check_as_trained(named["original"], metadata["original"])
         training = training_for(metadata["original"], build, settings, "retrained and shadow models" if protocol else "shadow models")
-    diagnosis = (diagnosis_of(models, split, device) if factors else {}) | {"measures": measure or []}
+    diagnosis: dict[str, Any] = (diagnosis_of(models, split, device) if factors else {}) | {"measures": measure or []}
     if protocol:
         result = _by_protocol(protocol, models, split, pair.test, **training, **where, **about, **diagnosis)
     else:

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
-from .inputs import check_same_classes, check_same_data, describe_split, same_forget_set, training_of, warn_of_other_recipe
+from .inputs import check_same_classes, check_same_data, training_of, warn_of_other_recipe
 from .output import complain
 
 if TYPE_CHECKING:
@@ -46,13 +46,17 @@ def name_models(original: str, unlearned: list[str], retrained: list[str]) -> di
 
 def check_origins(named: dict[str, str], metadata: dict[str, dict[str, Any]], split: "Split") -> None:
     """Refuses checkpoints with other classes, and warns of ones from other data or without another forget set, than the audit is about."""
+    from ..models.lineage import describe_split, forgotten, forgotten_or_none, which
+
+    mine = forgotten_or_none(describe_split(split))
     for name, known in metadata.items():
         check_same_classes(named[name], known, split.train.classes)
         if split.has_retain:
             check_same_data(named[name], known, split.train)
-        left_out = known.get("forget") or known.get("without")
-        if left_out and not same_forget_set(left_out, describe_split(split)):
-            complain("warning", f"{named[name]} was made without {left_out['n']} samples that are not the forget set of this audit.")
+        left_out = forgotten(known)
+        if mine and left_out and which(mine, left_out) is None:
+            n = sum(each.n for each in left_out)
+            complain("warning", f"{named[name]} was made without {n} samples that are not the forget set of this audit.")
 
 
 def training_for(metadata: dict[str, Any], build: str | None, settings: dict[str, Any], purpose: str) -> dict[str, Any]:
@@ -96,7 +100,9 @@ def diagnosis_of(models: "dict[str, nn.Module]", split: "Split", device: str) ->
         model.to(resolve_device(device))
     original = models["original"]
     retrained = [model for name, model in models.items() if is_reference(name, "retrained")] or None
-    unlearned = {name: model for name, model in models.items() if name != "original" and not is_reference(name, "retrained")}
+    unlearned: dict[str, nn.Module | None] = {
+        name: model for name, model in models.items() if name != "original" and not is_reference(name, "retrained")
+    }
     adversarial = NearestL2PGD()(original, split.forget)
     measured = {
         name: factors(original, split, adversarial, unlearned=model, retrained=retrained)

@@ -21,6 +21,7 @@ Scale = Annotated[
 Cells = Annotated[Path, typer.Option("--store", metavar="FOLDER", help="The folder of all models and results.")]
 Sort = Annotated[str, typer.Option("--sort", metavar="COLUMN", help="Order the methods by this column.")]
 Html = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Also write a self-contained page.", show_default=False)]
+Markdown = Annotated[Path | None, typer.Option("--markdown", metavar="FILE", help="Also write the tables as Markdown.", show_default=False)]
 GAP = "average gap"
 
 
@@ -45,6 +46,7 @@ def bench(
     root: Root = Path("data"),
     sort: Sort = GAP,
     html: Html = None,
+    markdown: Markdown = None,
     force: Force = False,
     json: Json = False,
 ) -> None:
@@ -54,11 +56,12 @@ def bench(
     this plan or another.
     """
     check_writable(html, force)
+    check_writable(markdown, force)
     from ..bench import read_plan
     from ..checks import choose
 
     found = read_plan(plan, scale)
-    choose("column", sort, found.columns(), "")
+    choose("column", sort, found.columns())
     if dry_run:
         status = found.status(store, root=root, device=device)
         return print_json(status.to_dict()) if json else print(status)
@@ -71,7 +74,7 @@ def bench(
             executor=_executor(executor),
             watch=lambda r: live.show(_standing(r)),
         )
-    _show(results, sort, html, json)
+    _show(results, sort, html, markdown, json)
 
 
 def report(
@@ -82,6 +85,7 @@ def report(
     root: Root = Path("data"),
     sort: Sort = GAP,
     html: Html = None,
+    markdown: Markdown = None,
     force: Force = False,
     json: Json = False,
 ) -> None:
@@ -90,24 +94,27 @@ def report(
     Trains nothing: what is not in the store yet is said to be missing.
     """
     check_writable(html, force)
+    check_writable(markdown, force)
     from ..bench import read_plan
 
-    _show(read_plan(plan, scale).results(store, root=root), sort, html, json)
+    _show(read_plan(plan, scale).results(store, root=root), sort, html, markdown, json)
 
 
-def _show(results: "Results", sort: str, html: Path | None, json: bool) -> None:
+def _show(results: "Results", sort: str, html: Path | None, markdown: Path | None, json: bool) -> None:
+    results.check_column(sort)
     if html is not None:
         results.to_html(html)
+    if markdown is not None:
+        results.to_markdown(markdown, sort)
     if json:
         return print(results.to_json())
-    results.check_column(sort)
     for point in results.points:
         title, header, rows = point.table(sort)
         print_table(header, rows, title=title)
         print()
     print("\n".join(results.notes()))
-    if html is not None:
-        print(f"wrote {html}")
+    for path in filter(None, (html, markdown)):
+        print(f"wrote {path}")
 
 
 def _standing(results: "Results") -> tuple[list[str], list[list[str]]]:

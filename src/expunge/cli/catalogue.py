@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from .card import is_checkpoint, show_checkpoint
 from .options import Json, Store
 from .output import percent, print_json, print_table
 
@@ -43,7 +44,9 @@ def list_(
     if kind is not None:
         choose("list", kind, [*KINDS, RUNS], "`expunge list` shows all.")
     found = {
-        name: [_entry(name, *item) for item in sorted(registry.items())] for name, registry in registries().items() if kind in (None, name)
+        name: [entry_of(name, *item) for item in sorted(registry.items())]
+        for name, registry in registries().items()
+        if kind in (None, name)
     }
     if json:
         return print_json(found if kind is None else found[kind])
@@ -54,21 +57,28 @@ def list_(
 
 
 def show(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A name that `expunge list` shows.", show_default=False)],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A name that `expunge list` shows, or a checkpoint.", show_default=False)],
     json: Json = False,
 ) -> None:
     """Explain one of them: what it does, and its settings.
 
-    For a method, attack or audit, also the range and the default of each setting. A method and a recipe may share a name: then both.
+    For a method, attack or audit, also the range and the default of each setting. A method and a recipe may share a name: then both. For a checkpoint, where it comes
+    from: its data, and each step from training through every request.
     """
     from ..checks import choose
 
+    if is_checkpoint(name) and all(name not in registry for registry in registries().values()):
+        return show_checkpoint(name, json)
     named = [(key, kind, found) for kind, registry in registries().items() for key, found in registry.items()]
     *kinds, last = KINDS.values()
     choose(f"{', '.join(kinds)} or {last}", name, [key for key, _, _ in named], "`expunge list` shows all.")
     first, *others = [(kind, found) for key, kind, found in named if key == name]
     if json:
-        return print_json(_description(name, *first) | ({"also": [_description(name, *other) for other in others]} if others else {}))
+        from ..store import plain
+
+        return print_json(
+            plain(_description(name, *first) | ({"also": [_description(name, *other) for other in others]} if others else {}))
+        )
     for position, (kind, found) in enumerate([first, *others]):
         print("\n" * (position > 0), end="")
         _explain(**_description(name, kind, found))
@@ -109,27 +119,7 @@ def registries() -> dict[str, dict[str, Any]]:
     }  # fmt: skip
 
 
-def methods_table() -> str:
-    """All methods as a Markdown table."""
-    from ..methods import METHODS
-
-    rows = ["| name | class | forgets | retain data | cost | tuned | what it does | paper |", "|---" * 8 + "|"]
-    for name, method in sorted(METHODS.items()):
-        entry = _entry("methods", name, method)
-        cells = [
-            f"`{name}`",
-            f"`{method.__name__}`",
-            entry["forgets"],
-            entry["retain data"],
-            entry["cost"],
-            f"`{method.tunes}`" if method.tunes else "",
-        ]
-        rows.append("| " + " | ".join([*cells, entry["what it does"], method.paper]) + " |")
-    note = "Cost: passes over the training set (forward and backward) at the defaults, where a tenth of it is forgotten. Tuned: the setting that `tune` chooses."
-    return "\n".join(["", *rows, "", note, ""])
-
-
-def _entry(kind: str, name: str, found: Any) -> dict[str, str]:
+def entry_of(kind: str, name: str, found: Any) -> dict[str, str]:
     """One row: the columns depend on the kind alone."""
     entry = {"name": name}
     if kind == "methods":
@@ -153,7 +143,7 @@ def _entry(kind: str, name: str, found: Any) -> dict[str, str]:
 
 def _cost(method: Any) -> str:
     """Passes over the training set with default settings."""
-    required = {f.name: None for f in dataclasses.fields(method) if f.default is f.default_factory is dataclasses.MISSING}
+    required: dict[str, Any] = {f.name: None for f in dataclasses.fields(method) if f.default is f.default_factory is dataclasses.MISSING}
     if "build" in required:
         required["build"] = _no_model
     passes = method(**required).cost(SHARE)
@@ -183,7 +173,7 @@ def _settings(found: Any) -> list[dict[str, str]]:
     ]
 
 
-def _default(field: dataclasses.Field) -> str:
+def _default(field: dataclasses.Field[Any]) -> str:
     if field.default is not dataclasses.MISSING:
         return repr(field.default)
     return "required" if field.default_factory is dataclasses.MISSING else repr(field.default_factory())
@@ -195,7 +185,7 @@ def _list_runs(store: Path, json: bool) -> None:
 
     if not store.is_dir():
         raise MissingError(f"no store {str(store)!r}. Pass --store, the folder that `expunge shadows` was given.")
-    runs = []
+    runs: list[dict[str, Any]] = []
     for cell in Cells(store).cells():
         result = cell.result() if cell.done else {}
         runs.append({"kind": cell.kind, "key": cell.folder.name, "done": cell.done, "seed": cell.spec.get("seed")} | {

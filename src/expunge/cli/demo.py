@@ -32,13 +32,12 @@ def demo(
     """
     start = time.monotonic()
     from ..audits.tables import notes, tables
+    from ..demo import Demo
+    from ..demo_classes import ClassDemo
     from ..report import write
 
-    if classes:
-        from ..demo_classes import ClassDemo as Demo
-    else:
-        from ..demo import Demo
-    result = Demo().run(store, workers=as_workers(workers), device=device)
+    story = ClassDemo() if classes else Demo()
+    result = story.run(store, workers=as_workers(workers), device=device)
     write(result, html)
     if json:
         print_json(result)

@@ -1,4 +1,4 @@
-"""Writes docs/cli.md from what the verbs say of themselves, and the table in docs/methods.md from the methods: `python -m expunge.cli.docs`, in the root of the repository."""
+"""Writes docs/cli.md from what the verbs say of themselves, and the tables of README.md and docs/methods.md from the registries: `python -m expunge.cli.docs`, in the root of the repository."""
 
 import re
 import sys
@@ -9,8 +9,9 @@ from typer.main import get_command
 
 from .app import app
 
-PAGE, METHODS_PAGE = Path("docs/cli.md"), Path("docs/methods.md")
-TABLE = re.compile(r"(?<=<!-- table -->\n).*?(?=<!-- end of table -->)", re.DOTALL)
+PAGE = Path("docs/cli.md")
+WITH_TABLES = (Path("README.md"), Path("docs/methods.md"))
+TABLE = re.compile(r"(<!-- table: (\w+) -->\n).*?(?=<!-- end of table -->)", re.DOTALL)
 INTRODUCTION = """\
 # Command line
 
@@ -45,16 +46,16 @@ Your own models and data are named by import path: `--data mypkg.data:load`, a f
 
 def page() -> str:
     """The whole page as Markdown."""
-    group = get_command(app)
+    group: Any = get_command(app)  # a group of commands, of click's own copy in typer
     summary = " ".join((group.help or "").split("\n\n")[0].split())
     return "\n".join([INTRODUCTION.format(help=summary), *(_verb(name, command) for name, command in group.commands.items())])
 
 
-def with_methods(text: str) -> str:
-    """The page about methods with its table as the registry has it now."""
-    from .catalogue import methods_table
+def with_tables(text: str) -> str:
+    """A page with its tables as the registries have them now."""
+    from .markdown_tables import TABLES
 
-    return TABLE.sub(lambda _: methods_table(), text)
+    return TABLE.sub(lambda found: f"{found[1]}\n{TABLES[found[2]]()}\n", text)
 
 
 def _verb(name: str, command: Any) -> str:
@@ -89,5 +90,6 @@ def _default(parameter: Any) -> str:
 if __name__ == "__main__":
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path()
     (folder / PAGE).write_text(page(), encoding="utf-8")
-    (folder / METHODS_PAGE).write_text(with_methods((folder / METHODS_PAGE).read_text(encoding="utf-8")), encoding="utf-8")
-    print(f"wrote {PAGE} and {METHODS_PAGE}")
+    for path in WITH_TABLES:
+        (folder / path).write_text(with_tables((folder / path).read_text(encoding="utf-8")), encoding="utf-8")
+    print(f"wrote {PAGE} and the tables of {', '.join(map(str, WITH_TABLES))}")

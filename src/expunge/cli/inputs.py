@@ -1,7 +1,5 @@
 """From what is typed to what the library takes: data sets, models, forget sets, and files that may be written."""
 
-import hashlib
-import json
 import os
 import re
 import tempfile
@@ -23,6 +21,16 @@ if TYPE_CHECKING:
 
 IMPORT_PATH = re.compile(r"[\w.]+:[\w.]+")
 DELIMITERS = re.compile(r"[,;\t]")
+KINDS: dict[str, Any] = {
+    "architecture": dict,
+    "recipe": dict,
+    "data": dict,
+    "clipped": dict,
+    "history": list,
+    "build": str,
+    "settings": str,
+    "seconds": int | float,
+}
 
 
 def load_pair(text: str, root: Path, size: str | None = None) -> "DataPair":
@@ -59,7 +67,7 @@ def load_network(text: str, build: str | None = None) -> "nn.Module":
         if "architecture" not in metadata and build is None:
             recorded = metadata.get("build", "mypkg.nets:build")
             raise ModelError(f"{text} does not say how its model is made. Pass --build {recorded}, a function of yours that makes it.")
-        return load_model(text, None if "architecture" in metadata else import_build(build))
+        return load_model(text, None if "architecture" in metadata or build is None else import_build(build))
     model = import_object(text)
     model = model if isinstance(model, nn.Module) else model()
     if not isinstance(model, nn.Module):
@@ -70,10 +78,12 @@ def load_network(text: str, build: str | None = None) -> "nn.Module":
 
 
 def metadata_of(text: str) -> dict[str, Any]:
-    """What a checkpoint says of itself; {} for module:function."""
+    """What a checkpoint says of itself; {} for module:function. What another tool or hand wrote under a name of ours in another form is left out."""
     from ..models import read_metadata
 
-    return {} if is_import_path(text) else read_metadata(text)
+    if is_import_path(text):
+        return {}
+    return {name: value for name, value in read_metadata(text).items() if isinstance(value, KINDS.get(name, object))}
 
 
 def training_of(metadata: dict[str, Any], build: str | None = None) -> dict[str, Any]:
@@ -82,7 +92,12 @@ def training_of(metadata: dict[str, Any], build: str | None = None) -> dict[str,
 
     known: dict[str, Any] = {}
     if "architecture" in metadata:
-        known["build"] = Architecture.from_json(metadata["architecture"])
+        try:
+            known["build"] = Architecture.from_json(metadata["architecture"])
+        except TypeError as error:
+            raise ModelError(
+                f"the checkpoint must name an architecture of this version; got other fields ({error}). Pass --build."
+            ) from None
     elif build is not None:
         known["build"] = import_build(build)
     if "recipe" in metadata:
@@ -104,20 +119,33 @@ def recipe_of(record: dict[str, Any]) -> "Recipe":
     return rebuild(record, {cls.__name__: cls for cls in (Recipe, *SCHEDULES.values(), *CONTROLS.values())})
 
 
-def make_split(train: "Samples", indices: Path | None, classes: str | None, random: str | None, no_retain: bool = False) -> "Split":
+def make_split(
+    train: "Samples",
+    indices: Path | None,
+    classes: str | None,
+    random: str | None,
+    no_retain: bool = False,
+    gone: list[int] | None = None,
+) -> "Split":
     """The split of the one of three options that was given; with no_retain of its forget samples alone, and without an option of all samples.
+
+    Args:
+        gone: positions in `train` of samples that left before, and are in no part of the split.
 
     Raises:
         typer.BadParameter: a malformed option.
-        DataError, MissingError: samples or classes that do not exist.
+        DataError, MissingError: samples or classes that do not exist, or that are gone.
     """
     from ..data.split import forget_classes, forget_only, forget_random, forget_samples, samples_of
 
+    named = None if indices is None else read_indices(indices)
+    if gone is not None:
+        train, named = _remaining(train, gone, named)
     if classes is not None:  # without retain data, there may be no samples but these
         names = read_classes(classes, train.classes)
         return forget_only(samples_of(train, names), names) if no_retain else forget_classes(train, names)
-    if indices is not None:
-        split = forget_samples(train, read_indices(indices))
+    if named is not None:
+        split = forget_samples(train, named)
     elif random is not None:
         found = re.fullmatch(r"(\d+)(?::(\d+))?", random)
         if not found:
@@ -126,6 +154,22 @@ def make_split(train: "Samples", indices: Path | None, classes: str | None, rand
     else:
         return forget_only(train)
     return forget_only(split.forget) if no_retain else split
+
+
+def _remaining(train: "Samples", gone: list[int], named: list[int] | None) -> tuple["Samples", list[int] | None]:
+    """The samples that have not left, and the positions in them of those that are named by their positions in all."""
+    import torch
+
+    from ..checks import check_indices
+
+    there = torch.ones(len(train), dtype=torch.bool)
+    there[check_indices(gone, len(train), "positions in --without")] = False
+    again = [] if named is None else [k for k in check_indices(named, len(train)).tolist() if not there[k]]
+    if again or not there.any():
+        raise DataError(
+            f"samples that left by earlier requests cannot leave again; got {len(again) or len(gone)} of them (first: {(again or gone)[0]}). Take them out of one of the two files."
+        )
+    return train.subset(there.nonzero().flatten()), None if named is None else (there.cumsum(0) - 1)[torch.tensor(named)].tolist()
 
 
 def read_classes(text: str, known: tuple[str, ...]) -> list[str | int]:
@@ -201,26 +245,26 @@ def check_writable(path: Path | None, force: bool) -> None:
         ) from None
 
 
-def describe_split(split: "Split") -> dict[str, Any]:
-    """A forget set as a checkpoint remembers it: its size and a digest, not who is in it."""
-    ids = split.forget.ids.tolist()  # positions in the training set also where the rest of it is not used
-    digest = hashlib.sha256(json.dumps(ids).encode()).hexdigest()
-    return {"n": len(ids), "digest": digest[:16], "classes": [split.train.classes[k] for k in split.forget_classes]}
-
-
-def same_forget_set(a: dict[str, Any], b: dict[str, Any]) -> bool:
-    """Whether two descriptions are of one forget set. Whole classes need no positions, which are others where the rest of the data is gone."""
-    return a["digest"] == b["digest"] or (a["n"] == b["n"] and bool(a["classes"]) and a["classes"] == b["classes"])
-
-
 def check_same_classes(text: str, metadata: dict[str, Any], classes: tuple[str, ...]) -> None:
-    """Raises DataError if the data name more or fewer classes than the model of a checkpoint tells apart: labels would mean other classes."""
-    n = metadata.get("architecture", {}).get("n_classes", len(classes))
+    """Raises DataError if the data name more or fewer classes than the model of a checkpoint tells apart, or the same in another order: labels would mean other
+    classes. Warns if they name other classes."""
+    names = (metadata.get("data") or {}).get("classes")
+    names = tuple(names) if isinstance(names, list) else ()
+    n = metadata.get("architecture", {}).get("n_classes", len(names) or len(classes))
     if n != len(classes):
         named = ", ".join(classes[:3]) + ", …" * (len(classes) > 3)
         raise DataError(
             f"the data must name the {n} classes of {text}, in its order; got {len(classes)} ({named}). Where a class has no images left, keep its empty folder, "
             "or its name in the array classes."
+        )
+    others = [f"{new!r} for {old!r}" for old, new in zip(names, classes, strict=False) if old != new]
+    if others and sorted(map(str, names)) == sorted(classes):
+        raise DataError(
+            f"the data must name the classes of {text} in its order; got {', '.join(others[:3])}. Name them as the model was trained."
+        )
+    if others:
+        complain(
+            "warning", f"the data name other classes than {text} was trained on: {', '.join(others[:3])}. Labels may mean other things."
         )
 
 

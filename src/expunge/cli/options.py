@@ -95,8 +95,9 @@ def with_recipe(verb: Callable[..., None]) -> Callable[..., None]:
     signature = inspect.signature(verb)
     own = [p for name, p in signature.parameters.items() if name != "settings"]
     extra = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_option(name)) for name in OPTIONS]
-    run.__signature__ = signature.replace(parameters=[*(p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own), *extra])
-    run.__annotations__ = {p.name: p.annotation for p in run.__signature__.parameters.values()}
+    signature = signature.replace(parameters=[*(p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own), *extra])
+    run.__annotations__ = {p.name: p.annotation for p in signature.parameters.values()}
+    vars(run)["__signature__"] = signature
     return run
 
 

@@ -30,8 +30,9 @@ def print_json(value: Any) -> None:
 
 
 def complain(kind: str, message: object) -> None:
-    """One line on stderr: "error: …"."""
-    print(f"{kind}: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
+    """One line on stderr: "error: …". A name from a file may hold what a terminal acts on: that is not printed."""
+    text = " ".join(str(message).split())
+    print(f"{kind}: {''.join(c if c.isprintable() else '�' for c in text)}", file=sys.stderr, flush=True)
 
 
 def percent(share: float | None) -> str:

@@ -4,9 +4,13 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
+    from rich.console import Group
+    from rich.live import Live
+    from rich.progress import TaskID
+
     from ..progress import Progress
 
 INTERVAL = 10.0  # seconds between lines where there is no terminal
@@ -58,7 +62,8 @@ class Bars:
             TextColumn("{task.fields[note]}", markup=False), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
             console=Console(stderr=True), transient=True,
         )  # fmt: skip
-        self.stage, self.done, self.task = "", 0, None
+        self.stage, self.done = "", 0
+        self.task: TaskID | None = None
 
     def __enter__(self) -> "Bars":
         return self
@@ -90,8 +95,10 @@ class LiveTable:
     """A table on a terminal that is drawn anew whenever `show` is called, with the current progress below it; elsewhere nothing. A context manager."""
 
     def __init__(self) -> None:
-        self.live = None
-        self.header, self.rows, self.note, self.stage, self.start = [], [], "", "", 0.0
+        self.live: Live | None = None
+        self.header: list[str] = []
+        self.rows: list[list[str]] = []
+        self.note, self.stage, self.start = "", "", 0.0
 
     def __enter__(self) -> "LiveTable":
         if sys.stderr.isatty():
@@ -106,7 +113,7 @@ class LiveTable:
             self.live.start()
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, *error: Any) -> None:
         if self.live is not None:
             self.live.stop()
             self.lines.__exit__(*error)
@@ -119,7 +126,7 @@ class LiveTable:
             self.stage, self.start = progress.stage, time.monotonic()
         self.note = _line(progress) + time_left(time.monotonic() - self.start, progress)
 
-    def _drawn(self) -> object:
+    def _drawn(self) -> "Group":
         from rich.console import Group
         from rich.table import Table
         from rich.text import Text

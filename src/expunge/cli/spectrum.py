@@ -91,7 +91,7 @@ def spectrum(
     network = load_network(model, build).to(resolve_device(device))
     found = run(network, shape, k, composed=not apart)
     clipped = _clip(network, control, shape, k, pair, device) if control else None
-    if clipped:
+    if clipped and output is not None:
         _save(clipped, output, metadata, build, shape, network)
     if html is not None:
         _write_page(html, model, shape, found, clipped)
@@ -154,8 +154,10 @@ def _clip(network: "nn.Module", control: "Clip", shape: tuple[int, ...], k: int,
     kept = [
         name for name, norm in found.norms.items() if norm > control.limit and (_module(name, found), found.shapes[name]) not in reached
     ]
-    groups = pair and {"train": pair.train, "test": pair.test}
-    accuracy = groups and {"before": accuracies(network, groups, device), "after": accuracies(model, groups, device)}
+    accuracy = None
+    if pair is not None:
+        groups = {"train": pair.train, "test": pair.test}
+        accuracy = {"before": accuracies(network, groups, device), "after": accuracies(model, groups, device)}
     return Clipped(model, control, found, kept, accuracy, seconds)
 
 

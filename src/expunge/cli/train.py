@@ -11,7 +11,6 @@ import typer
 from .inputs import (
     check_as_trained,
     check_writable,
-    describe_split,
     is_import_path,
     load_pair,
     metadata_of,
@@ -21,6 +20,7 @@ from .inputs import (
 )
 from .options import Build, DataArgument, Device, Force, Json, Output, Root, Seed, Size, Store, Workers, with_recipe
 from .output import percent, print_json, print_table
+from .record import as_words, data_of, name_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -60,14 +60,15 @@ def train(
     check_writable(output, force)
     from ..data.split import forget_samples
     from ..models import save_model
+    from ..models.lineage import describe_split
     from ..provenance import provenance
     from ..store import plain
     from ..training.recipe import train_model
 
     recipe = make_recipe(settings)
-    split = None if without is None else read_indices(without)
+    gone = None if without is None else read_indices(without)
     pair = load_pair(data, root, size)
-    split = split and forget_samples(pair.train, split)
+    split = None if gone is None else forget_samples(pair.train, gone)
     build = make_build(arch, pair.train)
     start = time.perf_counter()
     model = train_model(build, split.retain if split else pair.train, recipe, seed=seed, device=device)
@@ -75,8 +76,9 @@ def train(
     groups = {"retain": split.retain, "forget": split.forget} if split else {"train": pair.train}
     accuracy = accuracies(model, groups | {"test": pair.test}, device)
     metadata = {
-        "recipe": plain(recipe), "seed": seed, "data": {"name": data, "fingerprint": pair.train.fingerprint},
+        "recipe": plain(recipe), "seed": seed, "data": data_of({}, data, pair),
         "without": split and describe_split(split), "accuracy": accuracy, "seconds": seconds, "provenance": provenance(),
+        "arguments": [name_of(data), arch, *as_words(without=without, seed=seed, size=size, **_as_flags(settings))],
     }  # fmt: skip
     own = is_import_path(arch)
     save_model(model, output, metadata=metadata | ({"build": arch} if own else {}), architecture=None if own else build)
@@ -135,7 +137,7 @@ def shadows(
         )
     network = base["build"] if arch is None else make_build(arch, pair.train)
     trained = train_shadow_models(network, *pair, n=n, recipe=recipe, store=store, seed=seed, workers=as_workers(workers), device=device)
-    result = {
+    result: dict[str, Any] = {
         "models": len(trained),
         "store": str(store),
         "train_accuracy": trained.accuracy.included,
@@ -161,6 +163,11 @@ def make_recipe(settings: dict[str, Any], base: "Recipe | None" = None) -> "Reci
     hints = typing.get_type_hints(Recipe)
     read = {name: value_of(value, hints[name]) if isinstance(value, str) else value for name, value in settings.items()}
     return dataclasses.replace(base or Recipe(), **read)
+
+
+def _as_flags(settings: dict[str, Any]) -> dict[str, Any]:
+    """The recipe's options, with --no-NAME for what was switched off."""
+    return {f"no_{name}" if value is False else name: True if isinstance(value, bool) else value for name, value in settings.items()}
 
 
 def make_build(arch: str, train: "Samples") -> Any:

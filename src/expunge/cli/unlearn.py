@@ -12,15 +12,16 @@ from .inputs import (
     check_same_classes,
     check_same_data,
     check_writable,
-    describe_split,
     load_network,
     load_pair,
     make_split,
     metadata_of,
+    read_indices,
     training_of,
 )
 from .options import Build, Data, Device, Force, ForgetClasses, ForgetIndices, ForgetRandom, Json, Output, Root, Seed, Size
 from .output import percent, print_json, print_table
+from .record import as_words, check_gone, data_of
 from .train import accuracies
 
 if TYPE_CHECKING:
@@ -83,6 +84,15 @@ def unlearn(
             help="The retain data are gone: use the forget samples alone, which the data may consist of. Without a --forget option: all the data given.",
         ),
     ] = False,
+    without: Annotated[
+        Path | None,
+        typer.Option(
+            "--without",
+            metavar="FILE",
+            help="The training samples at these positions have left by earlier requests: they are not used, and not learned again.",
+            show_default=False,
+        ),
+    ] = None,
     build: Build = None,
     seed: Seed = 0,
     device: Device = "auto",
@@ -93,7 +103,8 @@ def unlearn(
 ) -> None:
     """Remove training images from a trained model.
 
-    Samples or whole classes; the new model is written to a checkpoint, and the model in --model stays as it is.
+    Samples or whole classes; the new model is written to a checkpoint, and the model in --model stays as it is. A model that was unlearned before can be given
+    again: its checkpoint keeps what each request named, and --without names the samples that are gone.
 
     Field values are numbers, words (true, false, none), or for fields that are objects their name with settings:
     --set epochs=5 --set use_retain=false --set attack=nearest_ddn:steps=100 --set schedule=step:every=1,gamma=0.1
@@ -103,8 +114,8 @@ def unlearn(
         check_one(**options)
     check_writable(output, force)
     from ..costs import measure_cost
-    from ..models import model_hash, save_model
-    from ..provenance import provenance
+    from ..models import save_model
+    from ..models.lineage import unlearning_record
 
     metadata = metadata_of(model)
     given = training_of(metadata, build)
@@ -114,26 +125,26 @@ def unlearn(
             f"{method} forgets whole classes, and would take the images of the same class that stay along; got none named. Pass --forget-classes A,B (with --no-retain "
             "the data may hold them alone), or a method for samples (`expunge list methods`)."
         )
-    if tune is not None or (getattr(chosen, "recipe", None) is not None and chosen.recipe is given.get("recipe")):
+    if tune is not None or ((recipe := getattr(chosen, "recipe", None)) is not None and recipe is given.get("recipe")):
         check_as_trained(model, metadata)
     original = load_network(model, build)
     pair = load_pair(data, root, size)
     check_same_classes(model, metadata, pair.train.classes)
     if not no_retain:
         check_same_data(model, metadata, pair.train)
-    split = make_split(pair.train, *options.values(), no_retain)
+    gone = None if without is None else read_indices(without)
+    check_gone(model, metadata, pair.train, gone, reads=chosen.reads_retain)
+    split = make_split(pair.train, forget_indices, forget_classes, forget_random, no_retain, gone)
     found = None if tune is None else _tuned(chosen, original, split, pair.test, given, trials=tune, seed=seed, device=device)
     chosen = found.method if found else chosen
     with measure_cost() as cost:
         unlearned = chosen(original, split, seed=seed, device=device)
     groups = {"forget": split.forget, "test": pair.test}
     accuracy = {"original": accuracies(original, groups, device), "unlearned": accuracies(unlearned, groups, device)}
-    kept = {name: metadata[name] for name in ("recipe", "build", "data") if name in metadata}
-    made = {
-        "method": chosen.name, "settings": repr(chosen), "seed": seed, "forget": describe_split(split), "original": model_hash(original),
-        "accuracy": accuracy["unlearned"], "seconds": round(cost.seconds, 3), "provenance": provenance(),
-    } | ({"tuning": found.to_dict()} if found else {})  # fmt: skip
-    save_model(unlearned, output, metadata=kept | made, architecture=given["build"] if "architecture" in metadata else None)
+    record = unlearning_record(chosen, split, original, seed=seed, history=metadata, cost=cost, accuracy=accuracy["unlearned"])
+    record |= {"data": data_of(metadata, data, pair, no_retain), "tuning": found and found.to_dict()}
+    record["arguments"] = [method, *as_words(data=data, **options, without=without, set=settings, published=published, tune=tune, no_retain=no_retain, seed=seed, build=build, size=size)]  # fmt: skip
+    save_model(unlearned, output, metadata=record, architecture=given["build"] if "architecture" in metadata else None)
     if json:
         print_json({
             "output": str(output), "method": repr(chosen), "forgotten": len(split.forget_indices), "accuracy": accuracy,

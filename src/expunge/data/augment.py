@@ -21,7 +21,7 @@ def augmented(pixels: Pixels, ids: Tensor, augment: Augment, seed: int, epoch: i
     return changed(pixels, draw(ids, augment, seed, torch.full_like(ids, epoch)), augment) if augment else pixels
 
 
-def draw(ids: Tensor, augment: Augment, seed: int, epochs: Tensor) -> Tensor:
+def draw(ids: Tensor, augment: Augment, seed: int, epochs: int | Tensor) -> Tensor:
     """How the samples with these ids look in these epochs: int64 (3, N), the window's row and column among the (2 pad + 1)², and whether it is mirrored."""
     n_shifts = 2 * augment.pad + 1
     down, right, mirrored = (

@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, final
+from typing import Any, NamedTuple, final
 
 import numpy as np
 from PIL import Image
@@ -19,7 +19,7 @@ from .view import DEEP_MODES, GREY_MODES, pil_pixels
 
 @final
 @dataclass(frozen=True, eq=False)
-class ImageFiles(Dataset):
+class ImageFiles(Dataset[Any]):
     """Image files with labels; items are (uint8 array (H, W) or (H, W, 3), label)."""
 
     files: tuple[Path, ...]

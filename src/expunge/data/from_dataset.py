@@ -15,10 +15,11 @@ from torch.utils.data import IterableDataset
 from ..checks import is_integer
 from ..errors import ConfigError, DataError
 from ..progress import report
+from ..rng import fork_cpu
 from .images import Augment, ImageData, Samples, to_unit
 from .stream import StreamedData, class_names
 from .transforms import Edit, Normalization, as_augment, chains, is_random, normalization, rewrite, without_crop, without_variation
-from .view import View, different_size, seeded, to_pixels
+from .view import View, different_size, to_pixels
 
 N_PROBES = 48  # fetches that look for randomness: a mirror with probability 1/2 escapes them with probability 2**-32
 
@@ -70,7 +71,7 @@ def from_dataset(
         return dataset
     _check_dataset(dataset)
     given = _given(mean, std, memory_limit)
-    with seeded(0):
+    with fork_cpu(0):
         view = _clean_view(dataset if clean is None else clean, given)
         if len(view) != len(dataset):
             raise DataError(
@@ -79,10 +80,11 @@ def from_dataset(
         _check_clean(view)
         training, augment = _training_view(dataset, view, given, augment, separate=clean is not None)
         held = _read(view, memory_limit)
+        names: Any = None if classes is None else tuple(classes)
         if held is None:
-            return StreamedData(view, training, classes=classes, augment=augment, n_workers=n_workers)
+            return StreamedData(view, training, classes=names, augment=augment, n_workers=n_workers)
         images, labels = held
-        data = ImageData(images, labels, tuple(classes) if classes is not None else class_names(dataset, labels), augment)
+        data = ImageData(images, labels, class_names(dataset, labels) if names is None else names, augment)
         return data if training is None else StreamedData(data, training, classes=data.classes, n_workers=n_workers)
 
 
@@ -101,7 +103,7 @@ def normalization_of(dataset: Any) -> Normalization | None:
     found = normalization(dataset)
     if found is None or len(found.mean) > 1:
         return found
-    with seeded(0):
+    with fork_cpu(0):
         n_channels = len(to_pixels(dataset[0][0], "item 0"))  # torchvision spreads one number over all channels
     return Normalization(found.mean * n_channels, found.std * n_channels)
 
@@ -123,7 +125,7 @@ def _given(mean: Sequence[float] | None, std: Sequence[float] | None, memory_lim
         )
     if not is_integer(memory_limit, 0):
         raise ConfigError(f"memory_limit must be an integer ≥ 0, in bytes; got {memory_limit!r}. For 4 GiB: 4 * 2**30.")
-    if mean is None:
+    if mean is None or std is None:
         return None
     found = Normalization(tuple(map(float, mean)), tuple(map(float, std)))
     if len(found.mean) != len(found.std) or not found.mean or min(found.std) <= 0:
@@ -155,7 +157,7 @@ def _clean_view(dataset: Any, given: Normalization | None, edit: Edit = without_
         view[0]
         return view
     except DataError:  # normalised all the same: the dataset has applied its transform before, and keeps the outcome
-        return View(stripped, *undone)
+        return View(stripped, *(undone or ()))
 
 
 def _has_random(dataset: Any) -> bool:
@@ -177,7 +179,7 @@ def _first_random(view: View) -> int | None:
     for position in positions:
         first = None
         for seed in range(max(3, N_PROBES // len(positions))):
-            with seeded(seed):
+            with fork_cpu(seed):
                 image = view[position][0]
             first = image if first is None else first
             if not _same(first, image):
@@ -195,7 +197,8 @@ def _training_view(
     """The dataset's own augmentation: as a view of its own, or as an Augment of ours where that is the same."""
     if augment is not None:
         return None, augment
-    own = View(dataset, *(_undone(dataset, given) or ()), augmented=True)
+    mean, std = _undone(dataset, given) or (None, None)
+    own = View(dataset, mean, std, augmented=True)
     if not _has_random(dataset) and not (separate and _first_random(own) is not None):
         return None, Augment()
     ours = as_augment(dataset)
@@ -221,7 +224,7 @@ def _read(view: View, memory_limit: int) -> tuple[Tensor, Tensor] | None:
     """All images and labels; None if they need more memory than allowed."""
     first = view[0][0]
     labels = torch.empty(len(view), dtype=torch.int64)
-    images = None
+    images: Tensor | None = None
     for position in range(len(view)):
         pixels, label = view[position] if position else (first, view[0][1])
         if pixels.shape != first.shape:
@@ -235,4 +238,5 @@ def _read(view: View, memory_limit: int) -> tuple[Tensor, Tensor] | None:
         images[position] = pixels if pixels.dtype == images.dtype else to_unit(pixels)
         labels[position] = label
         report("read images", position + 1, len(view))
+    assert images is not None  # a view of no items is refused before
     return images, labels

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import ClassVar, final
+from typing import TYPE_CHECKING, Any, ClassVar, final
 
 import torch
 from torch import Tensor
@@ -29,6 +29,12 @@ class Augment:
 
     Raises:
         ConfigError: pad is not an integer ≥ 0, or flip not a bool.
+
+    Example:
+        >>> import expunge
+        >>> train, _ = expunge.load_data("digits", augment=expunge.Augment(pad=1))
+        >>> train.augment
+        Augment(pad=1, flip=False)
     """
 
     pad: int = setting(0, ge=0)
@@ -41,15 +47,44 @@ class Augment:
         return self.pad > 0 or self.flip
 
 
-class Samples(ABC, Dataset):
-    """Images with labels and ids. Item i is (float image (C, H, W) in [0, 1], int label), as PyTorch's datasets have it."""
+class Samples(ABC, Dataset[Any]):
+    """Images with labels and ids. Item i is (float image (C, H, W) in [0, 1], int label), as PyTorch's datasets have it.
+
+    Example:
+        >>> import expunge
+        >>> train, _ = expunge.load_data("digits")
+        >>> len(train), train.shape, train.subset([17, 42]).ids.tolist()
+        (1000, (1, 8, 8), [17, 42])
+    """
 
     resident: ClassVar[bool] = False  # whether all pixels lie in memory, as `images`
-    n_workers: int = 0  # processes that read ahead while a model trains; 0 = read in this one
-    labels: Labels  # or (N, K) probabilities, after `relabel`
-    ids: Labels  # the sample's position in the outermost training set
-    classes: tuple[str, ...]
-    augment: Augment
+
+    if TYPE_CHECKING:  # what a kind of samples stores, computes once or takes from its parent
+
+        @property
+        def labels(self) -> Labels:
+            """int64 (N,); or (N, K) probabilities, after `relabel`."""
+
+        @property
+        def ids(self) -> Labels:
+            """The samples' positions in the outermost training set."""
+
+        @property
+        def classes(self) -> tuple[str, ...]:
+            """The names of the classes."""
+
+        @property
+        def augment(self) -> Augment:
+            """How training may vary the images."""
+
+        @property
+        def images(self) -> Pixels:
+            """All pixels, where they are `resident`."""
+
+    @property
+    def n_workers(self) -> int:
+        """Processes that read ahead while a model trains; 0 = read in this one."""
+        return 0
 
     @abstractmethod
     def fetch(self, positions: Tensor) -> Images:
@@ -138,7 +173,8 @@ class ImageData(Samples):
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        return tuple(self.images.shape[1:])
+        channels, height, width = self.images.shape[1:]
+        return channels, height, width
 
     @cached_property
     def ids(self) -> Labels:
@@ -220,9 +256,16 @@ class Subset(Samples):
 
 
 def relabel(samples: Samples, labels: Tensor) -> Subset:
-    """The same images with other labels: int64 (N,), or rows of probabilities (N, K)."""
+    """The same images with other labels: int64 (N,), or rows of probabilities (N, K).
+
+    Example:
+        >>> import torch, expunge
+        >>> few = expunge.load_data("digits").train.subset([17, 42])
+        >>> relabel(few, torch.tensor([0, 1])).labels.tolist()
+        [0, 1]
+    """
     if len(labels) != len(samples):
-        raise DataError(f"expected one label for each of {len(samples)} samples; got {len(labels)}.")
+        raise DataError(f"expected one label for each of {len(samples)} samples; got {len(labels)}. Pass them in the samples' order.")
     return Subset(samples, torch.arange(len(samples)), labels)
 
 

@@ -11,7 +11,7 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from ..errors import ConfigError, DataError
 from ..rng import permutation
 from .folder import load_folder
 from .images import Augment, ImageData, Samples
+from .stream import StreamedData
 
 NPZ_KEYS = ("images", "labels", "test_images", "test_labels", "classes")
 LAYOUTS = {
@@ -90,7 +91,10 @@ def load_data(
     else:
         remedy = f"`expunge list datasets` shows all. Or pass the path of an .npz file or a folder of images (looked in {os.getcwd()})."
         choose("dataset", str(name_or_path), DATASETS, remedy)
-    return pair if augment is None else DataPair(replace(pair.train, augment=augment), replace(pair.test, augment=augment))
+    if augment is None:
+        return pair
+    train, test = (replace(cast(ImageData | StreamedData, samples), augment=augment) for samples in pair)
+    return DataPair(train, test)
 
 
 def digits(root: Path, download: bool) -> DataPair:
@@ -196,20 +200,20 @@ def _arrays(path: Path) -> DataPair:
 
 def _channels_first(images: np.ndarray | Tensor, what: str) -> Tensor:
     """(N, H, W), (N, H, W, C) or (N, C, H, W) pixels as (N, C, H, W): C is the axis of length 1 or 3."""
-    images = torch.as_tensor(np.asarray(images)) if np.asarray(images).dtype.kind in "uif" else None
-    if images is None or images.ndim not in (3, 4) or not (images.dtype == torch.uint8 or images.is_floating_point()):
-        got = "another type" if images is None else f"{images.dtype} of shape {tuple(images.shape)}"
+    found = torch.as_tensor(np.asarray(images)) if np.asarray(images).dtype.kind in "uif" else None
+    if found is None or found.ndim not in (3, 4) or not (found.dtype == torch.uint8 or found.is_floating_point()):
+        got = "another type" if found is None else f"{found.dtype} of shape {tuple(found.shape)}"
         raise DataError(f"{what} must be uint8, or floats in [0, 1], of shape (N, H, W), (N, H, W, C) or (N, C, H, W); got {got}.")
-    if images.ndim == 3:
-        images = images[:, None]
+    if found.ndim == 3:
+        found = found[:, None]
     else:
-        first, last = images.shape[1] in (1, 3), images.shape[3] in (1, 3)
+        first, last = found.shape[1] in (1, 3), found.shape[3] in (1, 3)
         if first == last:
             raise DataError(
-                f"{what} must have 1 or 3 channels, on axis 1 or 3; got shape {tuple(images.shape)}. For others make ImageData yourself."
+                f"{what} must have 1 or 3 channels, on axis 1 or 3; got shape {tuple(found.shape)}. For others make ImageData yourself."
             )
-        images = images.permute(0, 3, 1, 2) if last else images
-    return images.contiguous() if images.dtype == torch.uint8 else images.float().contiguous()
+        found = found.permute(0, 3, 1, 2) if last else found
+    return found.contiguous() if found.dtype == torch.uint8 else found.float().contiguous()
 
 
 def _int64(labels: np.ndarray, what: str) -> Tensor:

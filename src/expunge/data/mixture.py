@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from multiprocessing import current_process
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
 from ..errors import DataError
-from ..rng import derive
+from ..rng import derive, generator
 from ..types import Images
 from .augment import augmented, changed, draw
 from .images import Augment, Samples, to_unit
@@ -65,7 +66,7 @@ class Drawn:
     runs: tuple[tuple[int, int, int], ...]
 
 
-class Mixture(Dataset):
+class Mixture(Dataset[Any]):
     """Several sets of samples behind one another: position p counts through all of them."""
 
     def __init__(self, sources: Sequence[Samples], device: torch.device, *, augment: bool = True, seed: int = 0) -> None:
@@ -97,7 +98,7 @@ class Mixture(Dataset):
                 yield from self._draw(batches[first:end], numbers[first:end])
                 first = end
             return
-        reads = torch.Generator().manual_seed(derive(self.seed, numbers[0] if numbers else 0))  # instead of a draw from the global one
+        reads = generator(derive(self.seed, numbers[0] if numbers else 0))  # instead of a draw from the global one
         n_workers = 0 if current_process().daemon else max(root.n_workers for root in self.roots)  # a fleet's worker may not have children
         loader = DataLoader(_Reader(self, batches, numbers), batch_size=None, num_workers=n_workers, generator=reads)
         for parts, number in zip(loader, numbers, strict=True):
@@ -144,13 +145,15 @@ class Mixture(Dataset):
         if len(self.sources) == 1:
             samples = self.sources[0]
             return samples.rooted(positions), samples.ids[positions], self._labels(0, positions)
-        rows, ids, labels = torch.empty_like(positions), torch.empty_like(positions), None
+        rows, ids = torch.empty_like(positions), torch.empty_like(positions)
+        labels: Tensor | None = None
         for k in source.unique().tolist():
             mine = (source == k).nonzero().squeeze(1)
             rows[mine], ids[mine] = self.sources[k].rooted(positions[mine]), self.sources[k].ids[positions[mine]]
             found = self._labels(k, positions[mine])
             labels = found.new_empty(len(positions), *found.shape[1:]) if labels is None else labels
             labels[mine] = found
+        assert labels is not None  # batches are not empty
         return rows, ids, labels
 
     def _labels(self, k: int, positions: Tensor) -> Tensor:
@@ -200,7 +203,7 @@ class _Part:
         return replace(self, pixels=self.pixels.to(device), labels=self.labels.to(device), ids=self.ids.to(device))
 
 
-class _Reader(Dataset):
+class _Reader(Dataset[Any]):
     """Item i is the i-th batch of an epoch, still on the CPU: what a DataLoader worker produces."""
 
     def __init__(self, mixture: Mixture, batches: Sequence[Tensor], numbers: Sequence[int]) -> None:

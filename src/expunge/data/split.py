@@ -29,6 +29,12 @@ class Split:
 
     Raises:
         DataError: indices repeated, out of range, not integers, none, or all although there are retain data.
+
+    Example:
+        >>> import expunge
+        >>> split = expunge.forget_samples(expunge.load_data("digits").train, [17, 42])
+        >>> len(split.forget), len(split.retain), split.forget.ids.tolist()
+        (2, 998, [17, 42])
     """
 
     train: Samples
@@ -81,7 +87,7 @@ def forget_samples(train: Samples, indices: Sequence[int] | Tensor) -> Split:
         >>> forget_samples(train, [17, 42])
         Split(forget 2, retain 998)
     """
-    return Split(train, indices)
+    return Split(train, check_indices(indices, len(train)))
 
 
 def forget_random(train: Samples, n: int, seed: int = 0) -> Split:
@@ -89,6 +95,11 @@ def forget_random(train: Samples, n: int, seed: int = 0) -> Split:
 
     Raises:
         DataError: n is not an integer in [1, len(train)). ConfigError: seed is not an integer in [0, 2**63).
+
+    Example:
+        >>> import expunge
+        >>> expunge.forget_random(expunge.load_data("digits").train, 50)
+        Split(forget 50, retain 950)
     """
     check_seed(seed)
     if not is_integer(n, 1) or n >= len(train):
@@ -102,6 +113,11 @@ def forget_classes(train: Samples, classes: Sequence[str | int]) -> Split:
     Raises:
         MissingError: a class that does not exist.
         DataError: no class, a class without samples, all classes, or no sample of another class.
+
+    Example:
+        >>> import expunge
+        >>> expunge.forget_classes(expunge.load_data("digits").train, ["3", 8])
+        Split(forget 199, retain 801, classes (3, 8))
     """
     numbers = class_numbers(train, classes)
     _check_some_stay(train, numbers)
@@ -124,6 +140,14 @@ def forget_only(forget: Samples, classes: Sequence[str | int] = ()) -> Split:
     Raises:
         MissingError: a class that does not exist.
         DataError: `classes` are not exactly those of D_F, or all classes.
+
+    Example:
+        >>> import expunge
+        >>> train, _ = expunge.load_data("digits")
+        >>> expunge.forget_only(train.subset([17, 42]))
+        Split(forget 2, no retain data)
+        >>> expunge.forget_only(train.subset((train.labels == 3).nonzero().flatten()), classes=["3"])
+        Split(forget 102, no retain data, classes (3,))
     """
     numbers = () if isinstance(classes, tuple | list) and not classes else class_numbers(forget, classes)
     strange = set(forget.labels.tolist()) - set(numbers)

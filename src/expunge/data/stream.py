@@ -18,10 +18,10 @@ from torch.utils.data import ConcatDataset, Subset
 from ..checks import is_integer
 from ..errors import ConfigError, DataError
 from ..progress import report
-from ..rng import derive
+from ..rng import derive, fork_cpu
 from ..types import Images, Labels
 from .images import Augment, Samples, to_unit
-from .view import View, different_size, seeded
+from .view import View, different_size
 
 
 @final
@@ -40,12 +40,19 @@ class StreamedData(Samples):
     Raises:
         ConfigError: n_workers is not an integer ≥ 0.
         DataError: the two views differ in length, the set is empty, or an item cannot be used.
+
+    Example:
+        >>> import expunge
+        >>> from torchvision import datasets, transforms
+        >>> photos = datasets.FakeData(4, image_size=(3, 8, 8), num_classes=2, transform=transforms.ToTensor())
+        >>> expunge.StreamedData(photos, classes=("cat", "dog"))
+        StreamedData(4 images, 3×8×8, 2 classes)
     """
 
     view: Any
     training_view: Any = None
-    labels: Labels | None = None
-    classes: Sequence[str] | None = None
+    labels: Labels = None  # type: ignore[assignment]  # never None once it is made
+    classes: tuple[str, ...] = None  # type: ignore[assignment]
     augment: Augment = field(default_factory=Augment)
     n_workers: int = 0
 
@@ -98,7 +105,7 @@ class StreamedData(Samples):
             return self.fetch(positions)
         images = []
         for position in positions.tolist():
-            with contextlib.nullcontext() if seed is None else seeded(derive(seed, epoch, position)):
+            with contextlib.nullcontext() if seed is None else fork_cpu(derive(seed, epoch, position)):
                 images.append(to_unit(self._pixels(self.training_view, position)))
         return torch.stack(images)
 
@@ -150,7 +157,8 @@ def _listed_labels(dataset: Any) -> Labels | None:
         return None if whole is None else whole[torch.as_tensor(dataset.indices, dtype=torch.int64)]
     if isinstance(dataset, ConcatDataset):
         parts = [_listed_labels(part) for part in dataset.datasets]
-        return None if any(part is None for part in parts) else torch.cat(parts)
+        found = [part for part in parts if part is not None]
+        return torch.cat(found) if len(found) == len(parts) else None
     samples = getattr(dataset, "samples", None)
     from_samples = [s[1] for s in samples if isinstance(s, tuple) and len(s) == 2] if isinstance(samples, list) else None
     for listed in (getattr(dataset, "targets", None), getattr(dataset, "labels", None), from_samples):

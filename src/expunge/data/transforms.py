@@ -145,10 +145,10 @@ def _chain_augment(chain: list[Any]) -> Augment | None:
     for transform in chain:
         name = torchvision_name(transform)
         if name == "RandomCrop":
-            margins = [_margin(transform), _margin(before) if torchvision_name(before) == "Pad" else 0]
-            if pad or None in margins:
+            own, around = _margin(transform), _margin(before) if torchvision_name(before) == "Pad" else 0
+            if pad or own is None or around is None:
                 return None
-            pad = sum(margins)
+            pad = own + around
         elif name == "RandomHorizontalFlip" and transform.p == 0.5:
             flip = True
         elif is_random(transform):

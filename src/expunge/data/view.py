@@ -1,8 +1,5 @@
 """What an item of a map-style dataset is: a PIL image, array or tensor becomes pixels in [0, 1]; anything else, an error that helps."""
 
-import contextlib
-import random
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -21,7 +18,7 @@ DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")  # 16 bits, which Pillow w
 
 @final
 @dataclass(frozen=True, eq=False)
-class View(Dataset):
+class View(Dataset[Any]):
     """A dataset whose items are (uint8, or float32 in [0, 1], (C, H, W) image, int label), made from the items of another.
 
     Args:
@@ -46,34 +43,21 @@ class View(Dataset):
         image, label = _pair(self.dataset[position], position)
         pixels = to_pixels(image, f"item {position}")
         if self.mean is not None:
-            pixels = self._undo(pixels, position)
+            assert self.std is not None  # they come together
+            pixels = _undo(pixels, self.mean, self.std, position)
         if not self.augmented:
             pixels = _exact(_in_unit_range(pixels, position))
         return pixels, to_label(label, position)
 
-    def _undo(self, pixels: Tensor, position: int) -> Tensor:
-        if pixels.dtype == torch.uint8 or len(self.mean) not in (1, len(pixels)):
-            raise DataError(
-                f"to undo mean and std of {len(self.mean)} channels, float images of as many are expected; got item {position} "
-                f"as {pixels.dtype} of shape {tuple(pixels.shape)}. Pass the numbers of this dataset's normalisation, if it has one."
-            )
-        mean, std = (torch.tensor(v, dtype=torch.float64)[:, None, None] for v in (self.mean, self.std))
-        return (pixels * std + mean).float()
 
-
-@contextlib.contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Like rng.fork, for the CPU's generators only: CUDA's cannot be touched in a forked worker."""
-    python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    try:
-        random.seed(seed)
-        np.random.seed(seed % 2**32)
-        torch.default_generator.manual_seed(seed)
-        yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
-        torch.set_rng_state(cpu)
+def _undo(pixels: Tensor, mean: tuple[float, ...], std: tuple[float, ...], position: int) -> Tensor:
+    if pixels.dtype == torch.uint8 or len(mean) not in (1, len(pixels)):
+        raise DataError(
+            f"to undo mean and std of {len(mean)} channels, float images of as many are expected; got item {position} "
+            f"as {pixels.dtype} of shape {tuple(pixels.shape)}. Pass the numbers of this dataset's normalisation, if it has one."
+        )
+    per_channel_mean, per_channel_std = (torch.tensor(v, dtype=torch.float64)[:, None, None] for v in (mean, std))
+    return (pixels * per_channel_std + per_channel_mean).float()
 
 
 def to_pixels(image: Any, what: str) -> Tensor:

@@ -1,7 +1,8 @@
 """AMUN: forgetting by fine-tuning on the forget samples' nearest adversarial examples."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 import torch
 from torch import nn
@@ -60,10 +61,17 @@ class AMUN(Method):
     Example:
         >>> AMUN(use_retain=False).reads_retain
         False
+        >>> AMUN.as_published("cifar10_resnet18_random10").schedule
+        Step(every=1, gamma=0.1, first=None)
     """
 
     name: ClassVar[str] = "amun"
     paper: ClassVar[str] = "Ebrahimpour-Boroojeny et al. 2025, arXiv:2503.00917"
+    published: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        # the example for 5000 samples in the authors' README; the steps of the tables are not known
+        "cifar10_resnet18_random10": {"epochs": 10, "lr": 0.01, "batch_size": 128, "weight_decay": 5e-4, "schedule": Step(every=1)},
+        "cifar10_resnet18_ablation": {"epochs": 20, "lr": 0.01, "batch_size": 128, "weight_decay": 5e-4, "schedule": Step(every=5)},
+    }
 
     epochs: int = setting(10, ge=1)
     lr: float = setting(0.01, gt=0)
@@ -114,7 +122,7 @@ class AMUN(Method):
 
         A forget sample without an adversarial example stays out: alone, with its true label, it would be learnt still better.
         """
-        retain = [split.retain] if self.use_retain else []
+        retain: list[Samples] = [split.retain] if self.use_retain else []
         paired = torch.isin(split.forget.ids, adversarial.ids).nonzero().flatten()
         return [*retain, split.forget.subset(paired)] if self.use_forget else retain
 

@@ -8,7 +8,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self, final
+from typing import TYPE_CHECKING, Any, ClassVar, Self, final
 
 import torch
 from torch import nn
@@ -16,7 +16,7 @@ from torch import nn
 from ..checks import check_settings, choose
 from ..costs import sources
 from ..data.split import Split
-from ..device import device_of, resolve_device
+from ..device import device_of, resolve_device, without_autocast
 from ..errors import DataError, ModelError
 from ..rng import fork
 from ..training.inference import check_model
@@ -31,19 +31,31 @@ class Method(ABC):
         paper: where the algorithm is from.
         retain: how much of the retain set it reads: "none", a "subset" whose size does not grow with it, or "full"; a property where that depends on a hyperparameter.
         scenario: what it can forget: "any" samples, or whole "classes" only.
-        tunes: the setting that decides how far it goes, which `tune` chooses; None = there is none.
+        tunes: the setting that decides how far it goes, which `tune` chooses where the method does not find it itself (`to_tune`); None = there is none.
         published: hyperparameters that papers and authors chose for one of their experiments, by the experiment's name, for `as_published`. Most were
             chosen by looking at the retrained model, which nobody has who needs unlearning.
         revision: raised when the algorithm changes, so that stored results of the old one are not taken for the new.
+
+    Example:
+        >>> import expunge
+        >>> train, _ = expunge.load_data("digits")
+        >>> model, split = expunge.architecture("small", train)(), expunge.forget_samples(train, [17, 42])
+        >>> unlearned = expunge.GradientAscent(epochs=1)(model, split, seed=0)
+        >>> unlearned is model, expunge.GradientAscent().reads_retain
+        (False, False)
     """
 
     name: ClassVar[str]
     paper: ClassVar[str]
-    retain: ClassVar[str]
     scenario: ClassVar[str] = "any"
     tunes: ClassVar[str | None] = "lr"
     published: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     revision: ClassVar[int] = 1
+
+    if TYPE_CHECKING:  # a class attribute, or a property where it depends on a hyperparameter
+
+        @property
+        def retain(self) -> str: ...
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -76,8 +88,15 @@ class Method(ABC):
             )
         if not isinstance(model, nn.Module):
             raise ModelError(f"model must be a torch.nn.Module; got {type(model).__name__}. A checkpoint is loaded by load_model.")
-        with torch.inference_mode(False), torch.enable_grad(), fork(seed), _named(split):  # whatever surrounds the call
-            unlearned = copy.deepcopy(model).to(resolve_device(device))
+        place = resolve_device(device)
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            without_autocast(place),
+            fork(seed),
+            _named(split),
+        ):  # whatever surrounds the call
+            unlearned = copy.deepcopy(model).to(place)
             check_model(unlearned, split.forget, labels=split.train.labels)
             self.run(unlearned, split)
         return _restored(unlearned.to(device_of(model)), model)
@@ -99,6 +118,16 @@ class Method(ABC):
         return cls(
             **dict(cls.published[choose("experiment", experiment, cls.published, f"{cls.__name__}.published has them all.")]) | settings
         )
+
+    def step_search(self, split: Split) -> float | None:
+        """The share of forget samples that may still be answered with their class where the method itself searches for the step (`sgd_until_gone`); None = the step is as set."""
+        return None
+
+    def to_tune(self, split: Split) -> tuple[str, float] | None:
+        """The setting that `tune` chooses for such a split, and the value that it starts from; None = there is none, or the method finds it itself."""
+        if self.tunes is None or self.step_search(split) is not None:
+            return None
+        return self.tunes, getattr(self, self.tunes)
 
     @abstractmethod
     def cost(self, forget: float) -> float:
@@ -124,8 +153,8 @@ def _named(split: Split) -> Iterator[None]:
 
 def _restored(unlearned: nn.Module, original: nn.Module) -> nn.Module:
     """Gives every module and parameter of the copy the original's mode and flags."""
-    for new, old in zip(unlearned.modules(), original.modules(), strict=True):
-        new.training = old.training
+    for module, was in zip(unlearned.modules(), original.modules(), strict=True):
+        module.training = was.training
     for new, old in zip(unlearned.parameters(), original.parameters(), strict=True):
         new.requires_grad_(old.requires_grad)
         new.grad = None

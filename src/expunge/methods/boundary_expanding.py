@@ -1,7 +1,8 @@
 """Boundary Expanding: moving a forgotten class into a shadow class that is then cut off."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +56,11 @@ class BoundaryExpanding(Method):
     paper: ClassVar[str] = "Chen et al. 2023, arXiv:2303.11570"
     retain: ClassVar[str] = "none"
     scenario: ClassVar[str] = "classes"
+    published: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "cifar10_allcnn_class": {
+            "epochs": 10, "lr": 1e-5, "batch_size": 64, "weight_decay": 0.0, "batchnorm": "train", "until": None,
+        },
+    }  # fmt: skip
 
     epochs: int = setting(10, ge=1)
     lr: float = setting(1e-5, gt=0)
@@ -67,6 +73,9 @@ class BoundaryExpanding(Method):
     def cost(self, forget: float) -> float:
         return self.epochs * forget
 
+    def step_search(self, split: Split) -> float | None:
+        return self.until
+
     def run(self, model: nn.Module, split: Split) -> None:
         head = last_linear(model, split.forget)
         expanded = _Expanded(model, head)
@@ -74,7 +83,7 @@ class BoundaryExpanding(Method):
         sgd_until_gone(
             expanded, relabel(split.forget, shadow), cross_entropy,
             epochs=self.epochs, lr=self.lr, batch_size=self.batch_size, weight_decay=self.weight_decay, schedule=self.schedule,
-            batchnorm=self.batchnorm, until=self.until if split.forget_classes else None, forget=split.forget, classifier=model,
+            batchnorm=self.batchnorm, until=self.step_search(split), forget=split.forget, classifier=model,
         )  # fmt: skip
 
 

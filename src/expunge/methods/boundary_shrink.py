@@ -1,7 +1,8 @@
 """Boundary Shrink: giving each forget sample to the class across its nearest decision boundary."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 import torch
 from torch import nn
@@ -49,13 +50,18 @@ class BoundaryShrink(Method):
     Departures: BatchNorm keeps its statistics; `until`; where the attack fails, or ends in another forgotten class, ŷ is the best of the other classes at x' (the authors' code takes the answer
     itself, and so teaches the true class again); the attacked image is not rounded to 8 bits; ŷ is found once, on un-augmented images.
     Example:
-        >>> BoundaryShrink(eps=0.25, batchnorm="train", until=None).epochs  # as the authors' code runs
-        10
+        >>> BoundaryShrink.as_published("cifar10_allcnn_class").eps  # as the authors' code runs
+        0.25
     """
 
     name: ClassVar[str] = "boundary_shrink"
     paper: ClassVar[str] = "Chen et al. 2023, arXiv:2303.11570"
     retain: ClassVar[str] = "none"
+    published: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "cifar10_allcnn_class": {
+            "epochs": 10, "lr": 1e-5, "batch_size": 64, "weight_decay": 0.0, "eps": 0.25, "batchnorm": "train", "until": None,
+        },
+    }  # fmt: skip
 
     epochs: int = setting(10, ge=1)
     lr: float = setting(1e-5, gt=0)
@@ -69,6 +75,9 @@ class BoundaryShrink(Method):
     def cost(self, forget: float) -> float:
         return (self.epochs + 1) * forget
 
+    def step_search(self, split: Split) -> float | None:
+        return self.until if split.forget_classes else None
+
     def run(self, model: nn.Module, split: Split) -> None:
         outside = logits_after_fgsm(model, split.forget, self.eps)
         others = other_classes(split.forget.labels, split.forget_classes, outside.shape[1])
@@ -76,5 +85,5 @@ class BoundaryShrink(Method):
         sgd_until_gone(
             model, relabel(split.forget, neighbours), cross_entropy,
             epochs=self.epochs, lr=self.lr, batch_size=self.batch_size, weight_decay=self.weight_decay, schedule=self.schedule,
-            batchnorm=self.batchnorm, until=self.until if split.forget_classes else None, forget=split.forget,
+            batchnorm=self.batchnorm, until=self.step_search(split), forget=split.forget,
         )  # fmt: skip

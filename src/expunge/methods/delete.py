@@ -1,7 +1,8 @@
 """DELETE: distilling the original's answers without the true class, from forget data alone."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 from torch import nn
 
@@ -55,6 +56,10 @@ class DELETE(Method):
     name: ClassVar[str] = "delete"
     paper: ClassVar[str] = "Zhou et al. 2025, arXiv:2503.23751"
     retain: ClassVar[str] = "none"
+    published: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "cifar10_resnet18_class": {"epochs": 20, "lr": 1e-4, "batch_size": 128, "weight_decay": 0.0, "batchnorm": "train", "until": None},
+        "cifar100_class": {"epochs": 20, "lr": 5e-5, "batch_size": 128, "weight_decay": 0.0, "batchnorm": "train", "until": None},
+    }
 
     epochs: int = setting(20, ge=1)
     lr: float = setting(1e-5, gt=0)
@@ -68,6 +73,9 @@ class DELETE(Method):
     def cost(self, forget: float) -> float:
         return (self.epochs + 1 / 3) * forget
 
+    def step_search(self, split: Split) -> float | None:
+        return self.until if split.forget_classes else None
+
     def run(self, model: nn.Module, split: Split) -> None:
         logits = logits_of(model, split.forget)
         others = other_classes(split.forget.labels, split.forget_classes, logits.shape[1])
@@ -75,5 +83,5 @@ class DELETE(Method):
         sgd_until_gone(
             model, relabel(split.forget, target), cross_entropy,  # its gradient is that of KL(q ‖ p)
             epochs=self.epochs, lr=self.lr, batch_size=self.batch_size, weight_decay=self.weight_decay, schedule=self.schedule,
-            batchnorm=self.batchnorm, until=self.until if split.forget_classes else None, forget=split.forget,
+            batchnorm=self.batchnorm, until=self.step_search(split), forget=split.forget,
         )  # fmt: skip

@@ -1,7 +1,8 @@
 """Fine-tuning on the retain set: the baseline that hopes for forgetting by neglect."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 from torch import nn
 
@@ -43,6 +44,9 @@ class FineTune(Method):
     name: ClassVar[str] = "fine_tune"
     paper: ClassVar[str] = "Warnecke et al. 2023, arXiv:2108.11577"
     retain: ClassVar[str] = "full"
+    published: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "unlearn_sparse_cifar10_resnet18": {"epochs": 10, "lr": 0.01, "batch_size": 128, "weight_decay": 5e-4}
+    }
 
     epochs: int = setting(10, ge=1)
     lr: float = setting(0.01, gt=0)

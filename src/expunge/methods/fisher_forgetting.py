@@ -1,12 +1,14 @@
 """Fisher forgetting: noise on every weight, the more the less the weight matters for the retain set."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor, nn
 
 from ..checks import setting
+from ..data.few import classes_in
 from ..data.split import Split
 from ..training.head import last_linear
 from ..training.per_sample import every_label, squared_gradients, trainable
@@ -50,12 +52,13 @@ class FisherForgetting(Method):
     paper: ClassVar[str] = "Golatkar et al. 2020, arXiv:1911.04933"
     tunes: ClassVar[str | None] = "alpha"
     retain: ClassVar[str] = "full"
+    published: ClassVar[Mapping[str, Mapping[str, Any]]] = {"notebook": {"alpha": 1e-6}}
 
     alpha: float = setting(1e-6, gt=0)
     batch_size: int = setting(32, ge=1)
 
     def cost(self, forget: float) -> float:
-        return (1 / 3 + 10 * 2 / 3) * (1 - forget)
+        return (1 / 3 + classes_in(1) * 2 / 3) * (1 - forget)
 
     def run(self, model: nn.Module, split: Split) -> None:
         fisher = squared_gradients(model, split.retain, every_label, batch_size=self.batch_size)

@@ -1,7 +1,8 @@
 """Gradient ascent: training backwards on the forget set."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 from torch import nn
 
@@ -44,6 +45,9 @@ class GradientAscent(Method):
     name: ClassVar[str] = "gradient_ascent"
     paper: ClassVar[str] = "Graves et al. 2021, arXiv:2010.10981"
     retain: ClassVar[str] = "none"
+    published: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "unlearn_sparse_cifar10_resnet18_class": {"epochs": 5, "lr": 1e-4, "weight_decay": 5e-4, "batchnorm": "train"}
+    }
 
     epochs: int = setting(5, ge=1)
     lr: float = setting(1e-4, gt=0)

@@ -11,7 +11,7 @@ from ..data.mixture import Batch
 from ..data.split import Split
 from ..training.last_layers import NORMS
 from ..training.loop import sgd
-from ..training.objectives import cross_entropy
+from ..training.objectives import cross_entropy, l1_norm
 from ..training.schedules import Constant, Schedule
 from .base import Method
 
@@ -73,11 +73,11 @@ class L1Sparse(Method):
         return self.epochs * (1 - forget)
 
     def run(self, model: nn.Module, split: Split) -> None:
-        weights = self._penalised(model)
-
         def sparse_cross_entropy(model: nn.Module, batch: Batch) -> Tensor:
-            loss, gamma = cross_entropy(model, batch), self.gamma(batch.epoch)
-            return loss + gamma * sum(w.abs().sum() for w in weights) if gamma else loss
+            gamma = self.gamma(batch.epoch)
+            # Before the forward pass, while ranks hold their parts of every weight: behind it some weights are whole.
+            penalty = gamma * l1_norm(self._penalised(model)) if gamma else 0.0
+            return cross_entropy(model, batch) + penalty
 
         sgd(
             model, split.retain, sparse_cross_entropy,

@@ -1,9 +1,10 @@
 """L2UL: a few images are misclassified on purpose, while adversarial examples and an anchor on the other weights hold the model in place."""
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +16,8 @@ from ..costs import count
 from ..data.images import Augment, Samples
 from ..data.mixture import Batch
 from ..data.split import Split
-from ..device import device_of, exact_float32
+from ..device import device_of, exact
 from ..errors import ModelError
-from ..modes import eval_mode
 from ..training.inference import logits_of
 from ..training.loop import BATCHNORM, sgd
 from ..training.orders import paired, shuffled
@@ -72,6 +72,12 @@ class L2UL(Method):
     name: ClassVar[str] = "l2ul"
     paper: ClassVar[str] = "Cha et al. 2024, arXiv:2301.11578"
     retain: ClassVar[str] = "none"
+    published: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "cifar10_script": {
+            "lr": 1e-3, "batch_size": 16, "weight_decay": 1e-4, "n_adversarial": 20, "eps": 4.0, "attack_step": 0.1, "attack_steps": 100, "anchor": 1.0,
+            "stop_each": False,
+        },
+    }  # fmt: skip
 
     epochs: int = setting(100, ge=1)
     lr: float = setting(1e-3, gt=0)
@@ -144,7 +150,7 @@ def towards(model: nn.Module, samples: Samples, at: Tensor, targets: Tensor, *, 
     Cost: `steps` forward passes and gradients at the input for each image.
     """
     device, found = device_of(model), []
-    with eval_mode(model), exact_float32(), torch.autocast(device.type, enabled=False):
+    with exact(model):
         for rows in torch.arange(len(at)).split(AT_ONCE):
             x, y, ids = samples.fetch(at[rows]).to(device), targets[rows].to(device), samples.ids[at[rows]]
             point, radius = x, torch.full((len(rows),), eps, device=device)
@@ -173,7 +179,8 @@ class _Towards(Samples):
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        return tuple(self.images.shape[1:])
+        channels, height, width = self.images.shape[1:]
+        return channels, height, width
 
     @cached_property
     def fingerprint(self) -> str:

@@ -10,6 +10,7 @@ from ..checks import setting
 from ..costs import count
 from ..data.mixture import Batch
 from ..data.split import Split
+from ..device import plain_attention
 from ..training.loop import sgd
 from ..training.targets import other_classes, random_labels
 from .base import Method
@@ -82,7 +83,8 @@ class MUMis(Method):
 def sensitivities(model: nn.Module, batch: Batch, forget_classes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """‖∇_x z_y‖² and ‖∇_x z_{y'}‖², float32 (B,), of each sample's own class and of one that is drawn among those that are neither it nor forgotten."""
     images = batch.images.detach().requires_grad_()
-    logits = model(images)
+    with plain_attention():
+        logits = model(images)
     others = random_labels(other_classes(batch.labels, forget_classes, logits.shape[1])).to(batch.labels.device)
 
     def sensitivity(classes: Tensor) -> Tensor:
@@ -97,7 +99,8 @@ class _Watch:
     """The stop rule."""
 
     def __init__(self, delta: float | None) -> None:
-        self.delta, self.history = delta, []
+        self.delta = delta
+        self.history: list[float] = []
         self.epoch: list[Tensor] = []
 
     def note(self, other: Tensor) -> None:

@@ -8,10 +8,11 @@ from torch import Tensor, nn
 from ..checks import setting
 from ..data.mixture import Batch
 from ..data.split import Split
-from ..training.loop import BATCHNORM, sgd, single_sample_batchnorm
+from ..training.loop import BATCHNORM, sgd
 from ..training.objectives import cross_entropy
 from ..training.orders import paired
 from ..training.schedules import Constant, Schedule
+from ..training.step import single_sample_batchnorm
 from .base import Method
 
 

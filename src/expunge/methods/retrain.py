@@ -43,7 +43,7 @@ class Retrain(Method):
     retain: ClassVar[str] = "full"
     tunes: ClassVar[str | None] = None
 
-    build: Build = setting()
+    build: Build
     recipe: Recipe = setting(factory=Recipe)
 
     def cost(self, forget: float) -> float:

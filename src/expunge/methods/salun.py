@@ -8,11 +8,12 @@ from torch import Tensor, nn
 
 from ..checks import setting
 from ..data.split import Split
-from ..training.loop import BATCHNORM, Mask
+from ..training.loop import BATCHNORM
 from ..training.masks import WeightMask, check_mask
 from ..training.relabelling import DRAWS, MIXES, sgd_on_random_labels
 from ..training.saliency import random_mask, saliency_mask
 from ..training.schedules import Constant, Schedule
+from ..training.step import Mask
 from .base import Method
 
 

@@ -1,6 +1,5 @@
 """SCAR: moving forget samples to the nearest wrong class, while images from elsewhere hold the model in place."""
 
-import contextlib
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -19,10 +18,10 @@ from ..data.split import Split
 from ..device import device_of
 from ..errors import DataError
 from ..rng import derive, draw_seed, permutation, uniform
-from ..training.head import features_and_logits, features_of, last_linear
+from ..training.head import WithFeatures, features_of, last_linear
 from ..training.inference import logits_of
 from ..training.loop import BATCHNORM, sgd
-from ..training.objectives import Objective
+from ..training.objectives import Enough, Objective
 from ..training.orders import Order, Visit, shuffled
 from ..training.teacher import Teacher
 from .base import Method
@@ -125,24 +124,23 @@ class SCAR(Method):
         nearest = statistics.nearest(features_of(model, head, split.forget))
         forget = relabel(split.forget, nearest)  # a sample carries its class with it, wherever a shuffled loader puts it
         surrogates = self._surrogates(split)
-        with contextlib.suppress(_Gone):
-            sgd(
-                model, [forget, surrogates], self._objective(Teacher(model, [surrogates]), head, statistics, split),
-                epochs=self.epochs, lr=self.lr, batch_size=self.batch_size, weight_decay=0.0, optimizer="adam", batchnorm=self.batchnorm,
-                order=with_surrogates(self.surrogate_batches),
-            )  # fmt: skip
+        sgd(
+            WithFeatures(model, head), [forget, surrogates], self._objective(Teacher(model, [surrogates]), head.in_features, statistics, split),
+            epochs=self.epochs, lr=self.lr, batch_size=self.batch_size, weight_decay=0.0, optimizer="adam", batchnorm=self.batchnorm,
+            order=with_surrogates(self.surrogate_batches),
+        )  # fmt: skip
 
-    def _objective(self, teacher: Teacher, head: nn.Linear, statistics: "ClassStatistics", split: Split) -> Objective:
-        """What a step minimises; from the second epoch on it looks before each step what the step before it has left of the class."""
+    def _objective(self, teacher: Teacher, n_features: int, statistics: "ClassStatistics", split: Split) -> Objective:
+        """What a step minimises, for a model `WithFeatures`; from the second epoch on it looks before each step what the step before it has left of the class."""
         late = False
 
         def objective(student: nn.Module, batch: Batch) -> Tensor:
             nonlocal late
-            if late and self.until is not None and _accuracy(student, split.forget) < self.until:
-                raise _Gone
+            if late and self.until is not None and _accuracy(logits_of(student, split.forget)[:, n_features:], split.forget) < self.until:
+                raise Enough
             late = batch.epoch >= 1
             forget = batch.source == 0
-            features, logits = features_and_logits(student, head, batch.images)
+            features, logits = student(batch.images).tensor_split([n_features], 1)
             target = teacher(batch.where(~forget))
             with torch.autocast(features.device.type, enabled=False):
                 moved = statistics.distances(features[forget].float(), batch.labels[forget]).mean()
@@ -170,10 +168,6 @@ class SCAR(Method):
             means.append(functional.normalize(rows.mean(0), dim=0).float())
             inverses.append(inverse_covariance(torch.cov(rows.T), self.shrink_diagonal, self.shrink_others).float())
         return ClassStatistics(classes.to(device), torch.stack(means), torch.stack(inverses), self.power)
-
-
-class _Gone(Exception):
-    """The class is not answered any more."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -282,5 +276,5 @@ def puzzles(samples: Samples, n: int, seed: int) -> ImageData:
     return ImageData(made, torch.zeros(n, dtype=torch.int64), samples.classes)
 
 
-def _accuracy(model: nn.Module, samples: Samples) -> float:
-    return float((logits_of(model, samples).argmax(1) == samples.labels).double().mean())
+def _accuracy(logits: Tensor, samples: Samples) -> float:
+    return float((logits.argmax(1) == samples.labels).double().mean())

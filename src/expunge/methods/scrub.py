@@ -112,7 +112,7 @@ class SCRUB(Method):
 
     def run(self, model: nn.Module, split: Split) -> None:
         validation = self._validation(split) if self.rewind else None
-        retain = _without(split.retain, validation) if self.rewind and self.validation is None else split.retain
+        retain = _without(split.retain, validation) if validation is not None and self.validation is None else split.retain
         saved: list[tuple[dict[str, Tensor], float]] = []
 
         def keep(_: int) -> None:

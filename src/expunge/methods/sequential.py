@@ -38,6 +38,13 @@ def unlearn_sequentially(
         DataError: a request is empty or repeats a sample, or nothing is left; before anything is unlearned.
 
     Cost: one call of the method for each request.
+
+    Example:
+        >>> import expunge
+        >>> train, _ = expunge.load_data("digits")
+        >>> model = expunge.architecture("small", train)()
+        >>> len(expunge.unlearn_sequentially(expunge.GradientAscent(epochs=1), model, train, [[17, 42], [3]]))
+        2
     """
     gone = torch.zeros(len(train), dtype=torch.bool)
     splits, models = [], []

@@ -30,7 +30,7 @@ class SSD(Method):
 
     Args:
         alpha: α, from which ratio on a weight is dampened, > 0; less changes more weights. Authors: 10, for squares of batch gradients, which have other ratios. None =
-            10, but at most a share of the largest possible ratio (`tune` needs a number to start from): 0.5 |D| / |D_F| for whole classes, 0.8 |D| / |D_F| for samples, where less takes the retain set
+            10, but at most a share of the largest possible ratio: 0.5 |D| / |D_F| for whole classes, 0.8 |D| / |D_F| for samples, where less takes the retain set
             along (on digits).
         dampening: λ, > 0; a weight that is dampened keeps less than λ/α of itself. Authors: 1; 0.1 for PinsFace, with alpha 50.
         importances: of all of D, made before with `importances(model, train)`; None = computed here. They are exact for every request to the model that they were
@@ -71,6 +71,9 @@ class SSD(Method):
 
     def cost(self, forget: float) -> float:
         return 1 if self.importances is None else forget
+
+    def to_tune(self, split: Split) -> tuple[str, float] | None:
+        return "alpha", self._alpha(split)
 
     def run(self, model: nn.Module, split: Split) -> None:
         of_forget = squared_gradients(model, split.forget)

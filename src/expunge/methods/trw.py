@@ -1,8 +1,8 @@
 """TRW and RWFT: teaching forget samples the answers that a model without their class would give."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor, nn
@@ -79,6 +79,9 @@ class TRW(Method):
     name: ClassVar[str] = "trw"
     paper: ClassVar[str] = "Ebrahimpour-Boroojeny et al. 2025, arXiv:2506.20893"
     scenario: ClassVar[str] = "classes"
+    published: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "paper": {"beta": 10.0, "similarity": "weights", "temperature": 1.0},  # more of it is not known
+    }
 
     beta: float = setting(0.0)
     similarity: str = setting("weights", choices=SIMILARITIES)
@@ -110,6 +113,17 @@ class TRW(Method):
     def cost(self, forget: float) -> float:
         return self.epochs * (forget + (1 - forget) * self.retain_ratio * self.use_retain) + forget / 3
 
+    @property
+    def _lr(self) -> float:
+        return self.lr or (0.01 if self.use_retain else 1e-5)
+
+    def step_search(self, split: Split) -> float | None:
+        return None if self.use_retain else self.until
+
+    def to_tune(self, split: Split) -> tuple[str, float] | None:
+        found = super().to_tune(split)
+        return found and ("lr", self._lr)
+
     def run(self, model: nn.Module, split: Split) -> None:
         retain = [self._share(split.retain)] if self.use_retain else []
         logits = logits_of(model, split.forget)
@@ -118,27 +132,27 @@ class TRW(Method):
         target = trw_target(logits, split.forget_classes, similarity, self.beta, self.temperature)
         sgd_until_gone(
             model, [relabel(split.forget, target), *retain], cross_entropy,
-            epochs=self.epochs, lr=self.lr or (0.01 if retain else 1e-5), batch_size=self.batch_size, weight_decay=self.weight_decay, schedule=self.schedule,
+            epochs=self.epochs, lr=self._lr, batch_size=self.batch_size, weight_decay=self.weight_decay, schedule=self.schedule,
             batchnorm={"auto": "train" if retain else "frozen_statistics"}.get(self.batchnorm, self.batchnorm),
-            until=None if retain else self.until, forget=split.forget,
+            until=self.step_search(split), forget=split.forget,
         )  # fmt: skip
 
     def _share(self, retain: Samples) -> Samples:
         return share_of(retain, self.retain_ratio, draw_seed()) if self.retain_ratio < 1 else retain
 
-    def similarity_of(self, model: nn.Module, split: Split, logits: Tensor, retain: list[Samples]) -> Tensor:
+    def similarity_of(self, model: nn.Module, split: Split, logits: Tensor, retain: Sequence[Samples]) -> Tensor:
         """s, float32 (K, K): in the row of each forgotten class, its similarity to each remaining one; from the original's logits on D_F and, if need be, retain samples."""
         n_classes, known = logits.shape[1], [split.forget, *retain]
         remaining = _remaining(split.forget_classes, n_classes)
         if self.similarity == "answers":
             return _class_means(renormalised(logits, remaining), split.forget.labels, n_classes)
-        if self.similarity == "weights":
-            vectors = last_linear(model, split.forget).weight.detach().float().cpu()
-        elif self.similarity == "features":
-            head = last_linear(model, split.forget)
-            vectors = _class_means(torch.cat([features_of(model, head, d) for d in known]), _labels(known), n_classes)
-        else:
+        if self.similarity == "logits":
             vectors = _class_means(torch.cat([logits, *(logits_of(model, d) for d in known[1:])]), _labels(known), n_classes)
+        else:
+            head = last_linear(model, split.forget, instead="similarity='answers', a similarity")
+            vectors = head.weight.detach().float().cpu()
+            if self.similarity == "features":
+                vectors = _class_means(torch.cat([features_of(model, head, d) for d in known]), _labels(known), n_classes)
         cosines = _cosines(vectors, self.n_components)
         return renormalised(cosines / self.similarity_temperature, remaining & vectors.isfinite().all(1))
 

@@ -14,8 +14,7 @@ from ..costs import count
 from ..data.few import classes_in, few_of_each, passes_over, share_of_few
 from ..data.images import ImageData, Samples, Subset, outside
 from ..data.split import Split
-from ..device import device_of
-from ..modes import eval_mode
+from ..device import device_of, exact
 from ..rng import draw_seed
 from ..training.loop import BATCHNORM, sgd
 from ..training.objectives import cross_entropy
@@ -102,7 +101,7 @@ class UNSIR(Method):
 
     def _noise(self, model: nn.Module, split: Split, retain: Samples) -> Subset:
         """The noise of all forgotten classes, each image `copies` times."""
-        mean, std = (m.to(device_of(model)) for m in channel_statistics(retain))
+        mean, std = (m.to(device_of(model)) for m in channel_moments(retain))
         images, labels = [], []
         for c in split.forget_classes:
             wrong_about = torch.full((self.noise_images,), c)
@@ -115,7 +114,7 @@ class UNSIR(Method):
         """x(N), float32 on the CPU, that the model, which stays as it is, does not take for `labels`."""
         labels, noise = labels.to(mean.device), torch.randn(len(labels), *shape).to(mean.device).requires_grad_()
         adam = torch.optim.Adam([noise], lr=self.noise_lr)
-        with eval_mode(model):
+        with exact(model):
             for step in range(self.noise_steps):
                 images = (mean + std * noise).clamp(0, 1)
                 error = functional.cross_entropy(model(images).float(), labels)
@@ -127,7 +126,7 @@ class UNSIR(Method):
         return (mean + std * noise).clamp(0, 1).detach().cpu()
 
 
-def channel_statistics(samples: Samples) -> tuple[Tensor, Tensor]:
+def channel_moments(samples: Samples) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of the pixels of each channel, un-augmented: float32 (C, 1, 1) both."""
     sums = torch.zeros(2, samples.shape[0], dtype=torch.float64)
     for images, _ in samples.batches():

@@ -13,7 +13,7 @@ from .answers import (
 )
 from .balanced import balanced_accuracy
 from .epsilon import EpsilonBounds, epsilon_bounds, epsilon_ceiling, epsilon_from_errors
-from .estimate import Estimate, proportion_interval, unsupported
+from .estimate import Estimate, mean_estimate, proportion_interval, unsupported
 from .gap import GapInputs, Gaps, average_absolute, average_gap, gaps
 from .median import median
 from .precision import AuditPlan, Need, auc_reach, plan_audit
@@ -60,6 +60,7 @@ __all__ = [
     "logit_margin",
     "loss",
     "mean_answer",
+    "mean_estimate",
     "mean_total_variation",
     "median",
     "modified_entropy",

@@ -87,7 +87,7 @@ def agreement(logits: Tensor, references: Tensor, *, measure: str = "jsd", level
     check_references(references, tuple(logits.shape))
     check_finite(logits, "logits")
     check_level(level)
-    distance = _distance(choose("measure", measure, LARGEST, ""))
+    distance = _distance(choose("measure", measure, LARGEST))
     m, n = len(references), len(logits)
     to_each = torch.stack([distance(logits, other) for other in references])
     pairs = torch.zeros(m, m, n, dtype=torch.float64)

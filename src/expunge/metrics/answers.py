@@ -15,7 +15,7 @@ from scipy.special import stdtrit
 from torch import Tensor
 
 from ..errors import DataError
-from .bootstrap import generator
+from ..rng import generator
 from .estimate import Estimate, check_level, unsupported
 from .signals import check_logits
 
@@ -86,10 +86,10 @@ def total_variation(logits: Tensor, references: Tensor, level: float = 0.95) -> 
     check_level(level)
     if n == 1:
         return Estimate(value, 0.0, 1.0, n, "one image: nothing is known about others")
-    jackknife, note = 0.0, ONE_REFERENCE
+    jackknife, note = 0.0, None if n_references > 1 else ONE_REFERENCE
     if n_references > 1:
         without = torch.stack([_distances(answers, rest).mean() for rest in _leaving_one_out(others)])
-        jackknife, note = float(without.var()) * (n_references - 1) ** 2 / n_references, None
+        jackknife = float(without.var()) * (n_references - 1) ** 2 / n_references
     reach = half_width(float(distances.var()) / n, jackknife, n_references, level)
     return Estimate(value, max(0.0, value - reach), min(1.0, value + reach), n, note)
 

@@ -15,11 +15,6 @@ Counts = Float[Tensor, "B N"]  # rows sum to N
 BLOCK = 64  # resamples worked on at a time: 64 × 10,000 float32 counts are 2.5 MB and stay in the cache
 
 
-def generator(seed: int) -> torch.Generator:
-    """A private generator on the CPU: the global ones are not touched."""
-    return torch.Generator().manual_seed(seed)
-
-
 def blocks(replicates: int) -> Iterator[int]:
     """Sizes of at most BLOCK that sum to `replicates`."""
     for start in range(0, replicates, BLOCK):
@@ -30,7 +25,7 @@ def draw_counts(n: int, replicates: int, rng: torch.Generator) -> Counts:
     """How often each of n examples is drawn in a sample of n with replacement, float32 (replicates, n).
 
     Example:
-        >>> draw_counts(5, 2, generator(0)).sum(1)
+        >>> draw_counts(5, 2, torch.Generator().manual_seed(0)).sum(1)
         tensor([5., 5.])
     """
     draws = torch.randint(n, (replicates, n), generator=rng) + n * torch.arange(replicates)[:, None]

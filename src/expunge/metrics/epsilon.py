@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..checks import is_integer
 from ..errors import ConfigError, DataError
+from ..rng import permutation
 from .estimate import check_level
 
 
@@ -150,7 +151,7 @@ def epsilon_bounds(
         >>> models = torch.randn(128, 3, generator=rng)
         >>> found = epsilon_bounds(models[:64] + torch.tensor([0.0, 2.0, 9.0]), models[64:])
         >>> [round(x, 2) for x in found.bounds.tolist()], round(found.ceiling, 2)
-        ([0.0, 0.48, 2.1], 2.1)
+        ([0.0, 0.73, 2.1], 2.1)
     """
     _check(delta, level)
     u, r = (_checked(name, group) for name, group in (("unlearned", unlearned), ("retrained", retrained)))
@@ -158,9 +159,9 @@ def epsilon_bounds(
         raise DataError(f"both groups must be scored on the same samples; got {u.shape[1]} and {r.shape[1]}. Score one set, in one order.")
     alpha, n = 1 - level, u.shape[1]
     if thresholds is None:
-        rng = np.random.default_rng(seed)
-        choosing, counted = zip(*(_halved(group, rng) for group in (u, r)), strict=True)
-        chosen, above = _best_rule(*choosing, delta=delta, alpha=alpha)
+        (choosing_u, counted_u), (choosing_r, counted_r) = (_halved(group, seed, k) for k, group in enumerate((u, r)))
+        chosen, above = _best_rule(choosing_u, choosing_r, delta=delta, alpha=alpha)
+        counted = counted_u, counted_r
         fp, fn = _errors(*counted, chosen[None])
         fp, fn = (np.where(above, x[0], len(group) - x[0]) for x, group in zip((fp, fn), (counted[1], counted[0]), strict=True))
         rules = 1
@@ -214,8 +215,8 @@ def _best_rule(unlearned: Tensor, retrained: Tensor, *, delta: float, alpha: flo
     return candidates.gather(0, torch.from_numpy(middle)[None])[0], above
 
 
-def _halved(group: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    order = torch.from_numpy(rng.permutation(len(group)))
+def _halved(group: Tensor, seed: int, which: int) -> tuple[Tensor, Tensor]:
+    order = permutation(len(group), seed, which)
     return group[order[: len(group) // 2]], group[order[len(group) // 2 :]]
 
 

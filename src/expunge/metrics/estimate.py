@@ -61,21 +61,22 @@ def unsupported(reason: str, n: int) -> Estimate:
     return Estimate(math.nan, math.nan, math.nan, n, reason)
 
 
-def mean_estimate(values: Sequence[float], level: float = 0.95) -> Estimate:
+def mean_estimate(values: Sequence[float], level: float = 0.95, within: tuple[float, float] = (-math.inf, math.inf)) -> Estimate:
     """The mean of independent values (of seeds, say) with its t-interval; one value has none.
 
     Args:
         values: finite, at least one. level: confidence in (0, 1).
+        within: the smallest and the largest that a mean can be; the interval ends there.
 
     Example:
-        >>> print(mean_estimate([1.0, 2.0, 3.0]))
-        2.000 [-0.484, 4.484]
+        >>> print(mean_estimate([1.0, 2.0, 3.0]), mean_estimate([1.0, 2.0, 3.0], within=(0.0, 4.0)))
+        2.000 [-0.484, 4.484] 2.000 [0.000, 4.000]
     """
     n, mean = len(values), statistics.fmean(values)
     if n == 1:
         return Estimate(mean, math.nan, math.nan, 1, "one value has no interval")
     reach = float(stdtrit(n - 1, (1 + check_level(level)) / 2)) * statistics.stdev(values) / math.sqrt(n)
-    return Estimate(mean, mean - reach, mean + reach, n)
+    return Estimate(mean, max(within[0], mean - reach), min(within[1], mean + reach), n)
 
 
 def proportion_interval(successes: int | float, n: int, level: float = 0.95) -> tuple[float, float]:

@@ -15,8 +15,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..errors import DataError
+from ..rng import generator
 from .accuracy import accuracy_difference
-from .bootstrap import ResampledAUC, blocks, draw_counts, generator
+from .bootstrap import ResampledAUC, blocks, draw_counts
 from .estimate import Estimate, check_level
 from .roc import auc_difference
 
@@ -47,7 +48,7 @@ class GapInputs:
         """The field of the samples that `test_scores` are of."""
         return "test" if self.forget_test is None else "forget_test"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         unseen = getattr(self, self.nonmembers)
         for name, group, scores in (("forget", self.forget, self.forget_scores), (self.nonmembers, unseen, self.test_scores)):
             if len(group) != len(scores):
@@ -109,7 +110,7 @@ def gaps(unlearned: GapInputs, retrained: GapInputs, level: float = 0.95, *, rep
     moved = np.abs(_resampled_gaps(unlearned, retrained, replicates, seed) - np.array([gap.value for gap in measured])).mean(1)
     width = float(np.quantile(moved, check_level(level)))
     average = Estimate(value, max(0.0, value - width), value + width, sum(gap.n for gap in parts.values()))
-    return Gaps(*(parts.get(name) for name in GROUPS), areas, average)
+    return Gaps(parts["forget"], parts.get("forget_test"), parts.get("retain"), parts["test"], areas, average)
 
 
 def average_gap(unlearned: GapInputs, retrained: GapInputs, level: float = 0.95, *, replicates: int = 1000, seed: int = 0) -> Estimate:

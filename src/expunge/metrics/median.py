@@ -1,5 +1,6 @@
 """The median of a few draws of any distribution, also where some were too large to be seen to the end."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -25,7 +26,8 @@ def median(
     Args:
         values: independent draws, at least one; inf = more than could be seen.
         upper: where a draw is known only to lie between two numbers, `values` holds the smaller ones and this the larger ones, inf for no end.
-        level: confidence in (0, 1). With too few draws for it the interval goes from the smallest to the largest, and the note says what that covers; 6 draws are enough for 95 %.
+        level: confidence in (0, 1). With too few draws for it the interval goes from the smallest to the largest, and the note says what that covers; 6 draws are enough for 95 %. One draw
+            has no interval.
         cap: what could not be seen is beyond this, for the note.
 
     Raises:
@@ -49,6 +51,8 @@ def median(
     if value != float(np.median(highs)) or np.isinf(value):
         return unsupported(notes[0], n)
     k = rank_of_end(n, level)
+    if n == 1:
+        return Estimate(value, math.nan, math.nan, 1, "one draw has no interval")
     if k == 0:
         notes.append(f"{n} draws: from the smallest to the largest covers {100 * (1 - 2 * 0.5**n):.1f} %")
     k = max(1, k)

@@ -153,24 +153,26 @@ def plan_audit(
     """
     for name, n in (("n_forget", n_forget), ("n_test", n_test)):
         if not is_integer(n, 1):
-            raise ConfigError(f"{name} must be an integer ≥ 1; got {n!r}.")
+            raise ConfigError(f"{name} must be an integer ≥ 1; got {n!r}. Pass how many images there are.")
     for name, seconds in (("seconds_per_training", seconds_per_training), ("seconds_per_unlearning", seconds_per_unlearning)):
         if seconds is not None and not (0 < seconds < math.inf):
-            raise ConfigError(f"{name} must be a number > 0; got {seconds!r}.")
+            raise ConfigError(f"{name} must be a number > 0; got {seconds!r}. Leave it out if it is not known.")
     unknown = wishes.keys() - set(Wishes.__dataclass_fields__)
     if unknown:
-        raise ConfigError(f"a wish must be one of {', '.join(Wishes.__dataclass_fields__)}; got {', '.join(sorted(unknown))}.")
+        raise ConfigError(
+            f"a wish must be one of {', '.join(Wishes.__dataclass_fields__)}; got {', '.join(sorted(unknown))}. Pass auc=0.02, say."
+        )
     asked, z = Wishes(**wishes), NormalDist().inv_cdf((1 + check_level(level)) / 2)
     most, needs = MOST if most_models is None else most_models, []
     if asked.auc is not None:
         needs.append(_auc(asked.auc, n_forget, n_test, z))
     if asked.tpr is not None:
-        needs.append(_tpr(asked, n_forget, n_test, z))
+        needs.append(_tpr(asked, asked.tpr, n_forget, n_test, z))
     if asked.sample_auc is not None:
         needs.append(_sample_auc(asked.sample_auc, z, most))
     if asked.epsilon is not None:
         needs.append(_epsilon(asked.epsilon, level, most))
-    if asked.seed_auc is not None:
+    if asked.seed_auc is not None and asked.seed_sd is not None:
         needs.append(_seeds(asked.seed_auc, asked.seed_sd, level, most))
     return _total(needs, asked.sample_auc is not None, seconds_per_training, seconds_per_unlearning)
 
@@ -188,8 +190,7 @@ def auc_reach(n_forget: int, n_test: int, z: float = 1.959964) -> float:
 def _auc(m: float, n1: int, n0: int, z: float) -> Need:
     wish, reach = f"AUC ± {m:g}", auc_reach(n1, n0, z)
     if reach <= m:
-        needed = _partner(m, n1, z) or n0
-        return Need(wish, True, {"forget_images": n1, "test_images": min(n0, needed)})
+        return Need(wish, True, {"forget_images": n1, "test_images": min(n0, _partner(m, n1, z) or n0)})
     needed = _partner(m, n0, z)
     missing = (
         f"needs {needed:,} forget images with {n0:,} test images, got {n1:,}"
@@ -205,10 +206,10 @@ def _partner(m: float, n: int, z: float) -> int | None:
     return None if room <= 0 else math.ceil((n + 1) / room)
 
 
-def _tpr(asked: Wishes, n1: int, n0: int, z: float) -> Need:
+def _tpr(asked: Wishes, r: float, n1: int, n0: int, z: float) -> Need:
     # room: what the relative variances of found members and of the threshold may add up to. They multiply the TPR: ± r of it is asinh(r) of its logarithm.
-    fpr, room = asked.fpr, (math.asinh(asked.tpr) / z) ** 2
-    wish, tpr = f"TPR at {100 * fpr:g}% FPR ± {100 * asked.tpr:g}%", asked.expected_tpr or fpr
+    fpr, room = asked.fpr, (math.asinh(r) / z) ** 2
+    wish, tpr = f"TPR at {100 * fpr:g}% FPR ± {100 * r:g}%", asked.expected_tpr or fpr
     odds, k = (1 - tpr) / tpr, false_positives(fpr, n0)
     reason = f"for a TPR of {tpr:g} or more"
     members, tests = math.ceil(2 * odds / room), _test_images(room / 2, fpr)

@@ -200,8 +200,8 @@ def _staircase(members: Tensor, nonmembers: Tensor, fprs: list[float], *, level:
     false = np.array([false_positives(fpr, n0) for fpr in fprs])
     descending = nonmembers.sort(descending=True).values
     # hits[k]: how many members score strictly above the (k+1)-th highest non-member; all of them once every non-member may pass.
-    hits = n1 - torch.searchsorted(members.sort().values, descending, right=True)
-    hits = np.append(hits.numpy(), n1)
+    above = n1 - torch.searchsorted(members.sort().values, descending, right=True)
+    hits = np.append(above.numpy(), n1)
 
     # In a bootstrap sample the place of the (k+1)-th highest non-member is that order statistic of n₀ uniform numbers, hence Beta(k+1,
     # n₀−k): drawing it is the bootstrap over non-members, without ever resampling n values. Of the share of members above it n₁ members

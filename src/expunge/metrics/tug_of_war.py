@@ -1,13 +1,10 @@
 """Tug-of-War: how near three accuracies are to those of retraining, in one number."""
 
-import math
-
 import torch
-from scipy.special import stdtrit
 from torch import Tensor
 
 from ..errors import DataError
-from .estimate import Estimate, check_level, unsupported
+from .estimate import Estimate, check_level, mean_estimate, unsupported
 
 
 def tug_of_war(unlearned: Tensor, retrained: Tensor, level: float = 0.95) -> Estimate:
@@ -31,13 +28,11 @@ def tug_of_war(unlearned: Tensor, retrained: Tensor, level: float = 0.95) -> Est
     Paper: Zhao et al., "What makes unlearning hard and what to do about it" (RUM), NeurIPS 2024, arXiv:2406.01257.
     """
     _check_accuracies(unlearned, retrained)
-    products = _products(unlearned, retrained)
-    n = len(products)
     check_level(level)
-    if n == 1:
-        return Estimate(float(products[0]), 0.0, 1.0, 1, "one seed: nothing is known about others")
-    value, reach = float(products.mean()), float(stdtrit(n - 1, (1 + level) / 2)) * float(products.std()) / math.sqrt(n)
-    return Estimate(value, max(0.0, value - reach), min(1.0, value + reach), n)
+    products = _products(unlearned, retrained).tolist()
+    if len(products) == 1:
+        return Estimate(products[0], 0.0, 1.0, 1, "one seed: nothing is known about others")
+    return mean_estimate(products, level, within=(0.0, 1.0))
 
 
 def tug_of_war_floor(retrained: Tensor) -> Estimate:

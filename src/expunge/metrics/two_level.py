@@ -16,7 +16,8 @@ from torch import Tensor
 
 from ..checks import choose, is_integer
 from ..errors import ConfigError, DataError
-from .bootstrap import ResampledAUC, blocks, draw_counts, generator
+from ..rng import generator
+from .bootstrap import ResampledAUC, blocks, draw_counts
 from .estimate import Estimate, check_level, proportion_interval, unsupported
 from .roc import FEW_FALSE_POSITIVES, MIN_FALSE_POSITIVES, false_positives, placements
 
@@ -235,7 +236,7 @@ def _estimate(groups: list[Replicates], which: int, asked: _Question, note: str 
     drawn = value + moved + np.random.default_rng(asked.seed).standard_normal(len(moved)) * math.sqrt(extra)
     tails = np.array([(1 - level) / 2, (1 + level) / 2])
     if asked.kind == "bca":
-        influence = sum(group.influence[:, which] for group in groups)
+        influence = np.add.reduce([group.influence[:, which] for group in groups])
         tails = _bca(tails, drawn, value, influence, extra)
     low, high = np.quantile(drawn, tails)
     n = min(sizes) if which == 0 else sizes[0]

@@ -8,9 +8,10 @@ from torch import Tensor
 
 from ..checks import is_integer
 from ..errors import ConfigError, DataError
+from ..rng import generator
 from .agreement import check_finite, estimate_over_images, jsd64, within
 from .answers import check_references
-from .bootstrap import blocks, draw_counts, generator
+from .bootstrap import blocks, draw_counts
 from .estimate import Estimate, check_level
 from .signals import check_logits
 

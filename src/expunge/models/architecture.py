@@ -6,13 +6,13 @@ none of this: wherever a `build` is asked for, any function without arguments th
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, final
 
 import torch
 from torch import nn
 
-from ..checks import check_settings, choose, setting
+from ..checks import check_settings, choose
 from ..data.images import Samples
 from ..errors import ConfigError
 from .all_cnn import all_cnn, all_cnn_plain
@@ -59,7 +59,7 @@ class Architecture:
     """
 
     name: str
-    n_classes: int = setting(ge=1)
+    n_classes: int = field(metadata={"bounds": {"ge": 1}})  # not `setting`, which type checkers take for a default
     shape: tuple[int, int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -85,7 +85,8 @@ class Architecture:
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> "Architecture":
         """The architecture that `dataclasses.asdict` and JSON made these fields of."""
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
+        values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+        return cls(**values)
 
 
 def architecture(name: str, data: Samples) -> Architecture:

@@ -7,20 +7,19 @@ other tools are read by `torch.load(weights_only=True)`; whatever asks for more 
 import contextlib
 import hashlib
 import json
-import os
-import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import safetensors
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..errors import ConfigError, ExpungeError, ModelError, StoreError
 from ..rng import fork
+from ..store.files import write_tensors
 from .architecture import Architecture
 from .pickled import is_pickle, read_pickle, some
 
@@ -43,6 +42,14 @@ def save_model(
         ConfigError: metadata that JSON cannot hold, or under a reserved name.
         ModelError: the architecture builds another model than this, or the model's state is not all tensors.
         StoreError: the file cannot be written.
+
+    Example:
+        >>> import tempfile, expunge
+        >>> build = expunge.architecture("small", expunge.load_data("digits").train)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_model(build(), f"{folder}/model.safetensors", architecture=build, metadata={"note": "first"})
+        ...     read_metadata(f"{folder}/model.safetensors")["note"]
+        'first'
     """
     state = _state(model)
     if architecture is not None:
@@ -53,8 +60,7 @@ def save_model(
     }
     if architecture is not None:
         header["architecture"] = json.dumps(asdict(architecture))
-    # Cloning gives each of several names for one tensor its own copy: the file format does not know sharing, and `build` shares them again.
-    _write(Path(path), {name: tensor.cpu().clone(memory_format=torch.contiguous_format) for name, tensor in state.items()}, header)
+    write_tensors(Path(path), state, header)
 
 
 def load_model(path: str | Path, build: Callable[[], nn.Module] | None = None) -> nn.Module:
@@ -68,11 +74,22 @@ def load_model(path: str | Path, build: Callable[[], nn.Module] | None = None) -
         MissingError: no such file.
         StoreError: the file is damaged.
         ModelError: the weights are of another architecture, the file does not say of which, or it is a pickle that holds more than tensors.
+
+    Example:
+        >>> import tempfile, expunge
+        >>> build = expunge.architecture("small", expunge.load_data("digits").train)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_model(build(), f"{folder}/model.safetensors", architecture=build)
+        ...     load_model(f"{folder}/model.safetensors").training
+        False
     """
     path = Path(path)
     if build is None:
         build = _architecture(path)
     state = _read(path)
+    if isinstance(build, Architecture):  # shapes come before weights: a header that lies must not ask for memory that nobody has
+        skeleton = _skeleton(build)
+        _check_fit(skeleton, _without_prefix(state, skeleton), path.name)
     with fork(0):
         model = build()
     if not isinstance(model, nn.Module):
@@ -97,6 +114,15 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
         return {}
     with _named_damage(path), safetensors.safe_open(path, framework="pt") as file:
         return {name: _from_json(value) for name, value in (file.metadata() or {}).items() if name != "format"}
+
+
+def stored_hash(path: str | Path) -> str:
+    """The `model_hash` of the weights in a checkpoint, which are read and held against the hash that was stored with them.
+
+    Raises:
+        MissingError, StoreError, ModelError: as `load_model` does, but for the architecture, which is not needed.
+    """
+    return _hash(_read(Path(path)))
 
 
 def model_hash(model: nn.Module) -> str:
@@ -137,44 +163,13 @@ def _architecture(path: Path) -> Architecture:
             "load_model(path, architecture('resnet18', train))."
         )
     try:
-        return Architecture.from_json(fields)
-    except (ExpungeError, TypeError, AttributeError) as error:
+        found = Architecture.from_json(fields)
+        _skeleton(found)
+    except (ExpungeError, TypeError, AttributeError, RuntimeError, OverflowError) as error:
         raise ModelError(
-            f"{path.name} names an architecture that cannot be built: {fields!r} ({error}). Pass build=, a function that makes the model."
+            f"{path.name} names an architecture that cannot be built: {str(fields)[:200]!r} ({str(error)[:200]}). Pass build=, a function that makes the model."
         ) from error
-
-
-def _write(path: Path, tensors: dict[str, Tensor], header: dict[str, str]) -> None:
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        os.close(handle)
-        save_file(tensors, temporary, header)
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp allows only the owner
-        _sync(temporary)
-        os.replace(temporary, path)
-        _sync(path.parent)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise StoreError(f"cannot write the checkpoint {path}: {error}. Check the folder's permissions and the free space.") from error
-    finally:
-        if temporary is not None:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(temporary)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _sync(path: str | Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    return found
 
 
 def _read(path: Path) -> dict[str, Tensor]:
@@ -182,16 +177,22 @@ def _read(path: Path) -> dict[str, Tensor]:
         return read_pickle(path)
     with _named_damage(path):
         state = load_file(path)
-    expected = read_metadata(path).get("model_hash")
-    if expected is not None and expected != _hash(state):
+    if not _intact(path, state):
         raise StoreError(
             f"{path} is damaged: its weights do not match the hash stored with them. Copy it again from where it came, or make it again."
         )
     return state
 
 
+def _intact(path: Path, state: dict[str, Tensor]) -> bool:
+    """Whether the weights are those that were saved, as far as the file tells; another tool's "model_hash", without quotation marks, means something else."""
+    with safetensors.safe_open(path, framework="pt") as file:
+        expected = (file.metadata() or {}).get("model_hash", "")
+    return not expected.startswith('"') or expected == json.dumps(_hash(state))
+
+
 @contextlib.contextmanager
-def _named_damage(path: Path):
+def _named_damage(path: Path) -> Iterator[None]:
     try:
         yield
     except (safetensors.SafetensorError, UnicodeDecodeError) as error:
@@ -226,11 +227,11 @@ def _check_fit(wanted: dict[str, Tensor], state: dict[str, Tensor], what: str) -
 
 
 def _to_json(name: str, value: Any) -> str:
+    if name in RESERVED:
+        raise ConfigError(f"metadata must not use the names {', '.join(RESERVED)}; got {name!r}. Choose another.")
     try:
-        if name in RESERVED:
-            raise ConfigError(f"metadata must not use the names {', '.join(RESERVED)}; got {name!r}. Choose another.")
         return json.dumps(value)
-    except TypeError as error:
+    except (TypeError, ValueError, RecursionError) as error:  # a tensor, a list that holds itself
         raise ConfigError(
             f"metadata must be what JSON can hold; got {type(value).__name__} under {name!r}. Pass numbers, text, lists and dicts."
         ) from error
@@ -239,5 +240,5 @@ def _to_json(name: str, value: Any) -> str:
 def _from_json(text: str) -> Any:
     try:
         return json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # no JSON, a number of thousands of digits, brackets without end
         return text  # a file of another tool, whose metadata are plain text

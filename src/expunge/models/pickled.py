@@ -1,6 +1,5 @@
 """State dicts that other tools pickled, read by `torch.load(weights_only=True)`: whatever asks for more than tensors is refused."""
 
-import os
 import pickle
 import warnings
 from pathlib import Path
@@ -9,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import ExpungeError, MissingError, ModelError, StoreError
+from ..errors import ExpungeError, ModelError, StoreError
+from ..store.files import check_file
 
 PICKLE_STARTS = (b"PK\x03\x04", b"\x80")  # torch's zip archive, and plain pickles of protocol 2 and later
 NESTS = ("state_dict", "model_state_dict", "model")  # where training scripts put the state dict in a larger dict
@@ -17,13 +17,14 @@ NESTS = ("state_dict", "model_state_dict", "model")  # where training scripts pu
 
 def is_pickle(path: Path) -> bool:
     """Whether a file begins as torch's archives and pickles do; raises MissingError if there is none."""
+    check_file(path, "checkpoint file", "Pass the path of a .safetensors, .pt or .pth file.")
     try:
         with open(path, "rb") as file:
             start = file.read(9)
-    except (FileNotFoundError, IsADirectoryError):
-        raise MissingError(
-            f"no checkpoint file {str(path)!r}; checked from {os.getcwd()}. Pass the path of a .safetensors, .pt or .pth file."
-        ) from None
+    except OSError as error:
+        raise StoreError(
+            f"cannot read the checkpoint {path}: {error.strerror or error}. Check its permissions, or copy it again."
+        ) from error
     # The ninth byte of safetensors is the brace that opens its header: a header of 128 (0x80) bytes is no pickle.
     return start.startswith(PICKLE_STARTS) and start[8:] != b"{"
 

@@ -29,7 +29,8 @@ class BasicBlock(nn.Module):
         self.conv2 = nn.Conv2d(n_out, n_out, 3, padding=1, bias=not batchnorm)
         self.bn2 = nn.BatchNorm2d(n_out) if batchnorm else nn.Identity()
         self.relu = nn.ReLU(inplace=True)
-        self.downsample, self.scale = nn.Identity(), 1.0
+        self.downsample: nn.Module = nn.Identity()
+        self.scale = 1.0
         if stride != 1 or n_in != n_out:
             conv = nn.Conv2d(n_in, n_out, 1, stride, bias=not batchnorm)
             self.downsample = nn.Sequential(conv, nn.BatchNorm2d(n_out)) if batchnorm else conv

@@ -14,7 +14,8 @@ STAGES = ((64, 2), (128, 2), (256, 4), (512, 4), (512, 4))  # (width, convolutio
 
 def vgg19(n_classes: int, in_channels: int, shape: tuple[int, int, int]) -> nn.Module:
     """VGG-19-BN; images of 32×32 end as one 512-vector, larger ones are averaged to one."""
-    layers, width = [], in_channels
+    layers: list[nn.Module] = []
+    width = in_channels
     for next_width, n_convolutions in STAGES:
         for _ in range(n_convolutions):
             layers.append(conv_bn_relu(width, next_width))

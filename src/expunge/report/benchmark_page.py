@@ -90,7 +90,7 @@ class Section:
     flags: list[Plain]
 
 
-def render_benchmark(result: Plain, path: str | os.PathLike | None = None) -> str:
+def render_benchmark(result: Plain, path: str | os.PathLike[str] | None = None) -> str:
     """A benchmark as one self-contained HTML page, as `render` makes one of an audit; also while it is still running.
 
     Args:
@@ -118,7 +118,14 @@ def render_benchmark(result: Plain, path: str | os.PathLike | None = None) -> st
     numbers = safe_json(result)
     try:
         seeds = _seeds(result)
-        view = {"result": result, "sections": [_section(point, seeds) for point in result["points"]], "seeds": seeds, "numbers": numbers}
+        view = {
+            "done": result["done"],
+            "total": result["total"],
+            "result": result,
+            "sections": [_section(point, seeds) for point in result["points"]],
+            "seeds": seeds,
+            "numbers": numbers,
+        }
         text = template().environment.get_template("benchmark.html").render(view)
     except (KeyError, UndefinedError) as error:
         raise DataError(f"every part of a benchmark must be complete; got one that is not ({error}). Pass results.to_dict().") from error
@@ -127,7 +134,7 @@ def render_benchmark(result: Plain, path: str | os.PathLike | None = None) -> st
     return text
 
 
-def write_benchmark(result: Plain, path: str | os.PathLike) -> None:
+def write_benchmark(result: Plain, path: str | os.PathLike[str]) -> None:
     """Writes the page of a benchmark to a file, which is there whole or not at all.
 
     Args, Raises: as for `render_benchmark`.
@@ -137,8 +144,7 @@ def write_benchmark(result: Plain, path: str | os.PathLike) -> None:
 
 def _seeds(result: Plain) -> int:
     """How many unlearned models are planned for each method: all methods have as many."""
-    methods = sum(_is_method(row) for point in result["points"] for row in point["rows"])
-    return result["total"] // methods if methods else 0
+    return max((row.get("planned") or row["seeds"] for point in result["points"] for row in point["rows"] if _is_method(row)), default=0)
 
 
 def _is_method(row: Plain) -> bool:
@@ -150,9 +156,9 @@ def _section(point: Plain, seeds: int) -> Section:
     methods = [row for row in rows if _is_method(row)]
     standing = {row["name"]: _standing(row, point["ties"], seeds) for row in methods}
     floor, original = (next((_gap(row) for row in rows if row["name"] == name), None) for name in (RETRAINED, ORIGINAL))
-    drawn = sorted((row for row in methods if _gap(row)), key=lambda row: _gap(row)["value"])
-    axis = GapAxis.of([e for e in (floor, original, *map(_gap, drawn)) if e]) if drawn else None
-    costed = [(row["name"], standing[row["name"]], row["epochs"], _gap(row)) for row in drawn if row["epochs"] is not None]
+    drawn = sorted(((row, gap) for row in methods if (gap := _gap(row))), key=lambda pair: pair[1]["value"])
+    axis = GapAxis.of([e for e in (floor, original, *(gap for _, gap in drawn)) if e]) if drawn else None
+    costed = [(row["name"], standing[row["name"]], row["epochs"], gap) for row, gap in drawn if row["epochs"] is not None]
     columns = list(dict.fromkeys([AVERAGE_GAP, *(name for row in rows for name in (*row["columns"], *row["paper"]))]))
     return Section(
         title=point["title"],
@@ -160,10 +166,10 @@ def _section(point: Plain, seeds: int) -> Section:
         floor=cells.percent(floor) if floor else None,
         floor_note=floor["note"] or "" if floor else "",
         original=cells.percent(original) if original else None,
-        blind=bool(floor and original) and _start(original) <= _end(floor),
+        blind=bool(floor and original and _start(original) <= _end(floor)),
         axis=axis,
-        strips=[_strip(row, standing[row["name"]], axis, floor, original) for row in drawn],
-        figures=cost_figures(costed, axis, floor, original) if len(costed) > 1 else [],
+        strips=[_strip(row["name"], gap, standing[row["name"]], axis, floor, original) for row, gap in drawn] if axis else [],
+        figures=cost_figures(costed, axis, floor, original) if axis and len(costed) > 1 else [],
         missing=_missing(methods),
         heads=[HEADS.get(name, name) for name in columns],
         lines=[_line(row, columns, standing.get(row["name"], ""), seeds) for row in rows],
@@ -195,10 +201,9 @@ def _standing(row: Plain, ties: Sequence[str], seeds: int) -> str:
     return WORSE if ties and len(row["gaps"]) == seeds and _gap(row) else ""
 
 
-def _strip(row: Plain, standing: str, axis: GapAxis, floor: Estimate | None, original: Estimate | None) -> Strip:
-    gap = _gap(row)
+def _strip(name: str, gap: Estimate, standing: str, axis: GapAxis, floor: Estimate | None, original: Estimate | None) -> Strip:
     style = axis.style(gap, floor=_end(floor) if floor else None, original=original["value"] if original else None)
-    return Strip(row["name"], standing, style, axis.beyond(gap), cells.percent(gap))
+    return Strip(name, standing, style, axis.beyond(gap), cells.percent(gap))
 
 
 def _missing(methods: Sequence[Plain]) -> list[tuple[str, list[str]]]:

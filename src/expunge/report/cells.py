@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 Estimate = dict[str, Any]  # {"value", "low", "high", "n", "note"}; value is None where the data cannot support one
 
@@ -108,13 +108,14 @@ def scale(estimates: Sequence[Estimate | None], *also: float) -> Scale:
     return Scale(low - air, high + air)
 
 
-def _cell(estimate: Estimate | None, text) -> Cell:
+def _cell(estimate: Estimate | None, text: Callable[[float], str]) -> Cell:
     if estimate is None:
         return Cell("n/a")
     note = estimate.get("note") or ""
     if estimate["value"] is None:
         return Cell("n/a", note=note)
-    low, high = estimate.get("low"), estimate.get("high")
+    low: Any = estimate.get("low")
+    high: Any = estimate.get("high")
     open_end = not (_ends(low) and _ends(high))
     return Cell(text(estimate["value"]), interval(low, high, text) if open_end else f"{text(low)} to {text(high)}", note)
 
@@ -131,7 +132,7 @@ def interval(low: float | None, high: float | None, text: Callable[[float], str]
     return f"{f'[{text(low)}' if _ends(low) else '(−∞'}, {f'{text(high)}]' if _ends(high) else '∞)'}"
 
 
-def _ends(x: float | None) -> bool:
+def _ends(x: float | None) -> TypeGuard[float]:
     return x is not None and math.isfinite(x)
 
 

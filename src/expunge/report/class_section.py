@@ -170,11 +170,10 @@ def _shares(values: Sequence[float], chosen: Sequence[int], rest: Sequence[int])
 def _leakage(leakage: Mapping[str, Any]) -> Leakage:
     rows = leakage["rows"]
     every = [row[key] for row in rows for key in SCORES]
-    fpr = every[0]["fpr"] if every else None
     titles = {"auc": ("AUC", cells.area), "balanced_accuracy": ("Balanced accuracy, %", cells.percent)}
     unsupported = None
     if any(result["tpr"]["value"] is not None for result in every):
-        titles["tpr"] = (f"True positives at {cells.rate(fpr)} FPR, %", cells.percent)
+        titles["tpr"] = (f"True positives at {cells.rate(every[0]['fpr'])} FPR, %", cells.percent)
     elif every:
         unsupported = every[0]["tpr"].get("note") or "not supported by so few images"
     groups = []

@@ -7,12 +7,16 @@ replaced afterwards.
 
 import io
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .twins import is_reference
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 ROLES = ("ink", "muted", "grid")
 N_COLOURS = 7  # --model-0 is the reference's; the others follow the Okabe-Ito palette
@@ -61,7 +65,7 @@ def roc_figure(curves: list[tuple[Look, dict[str, Any]]], start: float, fpr: flo
         prefix: makes the ids of this figure its own in the page.
     """
 
-    def draw(axes):
+    def draw(axes: "Axes") -> None:
         floor = start / 10  # below the axis: the logarithm of a rate of 0
         axes.set(xscale="log", yscale="log", xlim=(start, 1), ylim=(start, 1.12))
         axes.plot([start, 1], [start, 1], color=COLOURS["muted"], linewidth=1.0, linestyle=(0, (1, 2)))
@@ -73,6 +77,7 @@ def roc_figure(curves: list[tuple[Look, dict[str, Any]]], start: float, fpr: flo
             y, low, high = (
                 None if curve.get(k) is None else np.maximum(np.asarray(curve[k], float)[chosen], floor) for k in ("tpr", "low", "high")
             )
+            assert y is not None  # every curve has its rates
             if low is not None and high is not None:
                 axes.fill_between(x, low, high, step="post", color=COLOURS[look.colour], alpha=0.11, linewidth=0)
             axes.step(x, y, where="post", color=COLOURS[look.colour], linewidth=1.4, linestyle=_line(look))
@@ -97,7 +102,7 @@ def histogram_figure(look: Look, histogram: dict[str, Any], limits: tuple[float,
         prefix: makes the ids of this figure its own in the page.
     """
 
-    def draw(axes):
+    def draw(axes: "Axes") -> None:
         axes.set(xlim=limits, ylim=(0, 1.06 * top))
         edges = histogram["edges"]
         axes.stairs(histogram["forget"], edges, fill=True, color=COLOURS[look.colour], alpha=0.32, linewidth=0)
@@ -114,7 +119,7 @@ def histogram_figure(look: Look, histogram: dict[str, Any], limits: tuple[float,
     return _svg(draw, prefix, height=0.62 * SIZE)
 
 
-def _labels(axes, x: str, y: str | None) -> None:
+def _labels(axes: "Axes", x: str, y: str | None) -> None:
     axes.set_xlabel(x, color=COLOURS["ink"], fontsize=8)
     if y:
         axes.set_ylabel(y, color=COLOURS["ink"], fontsize=8)
@@ -124,12 +129,12 @@ def _labels(axes, x: str, y: str | None) -> None:
         spine.set(color=COLOURS["muted"], linewidth=0.8)
 
 
-def _svg(draw, prefix: str, height: float) -> str:
+def _svg(draw: Callable[["Axes"], None], prefix: str, height: float) -> str:
     import matplotlib
     from matplotlib.figure import Figure
 
     # DejaVu Sans comes with matplotlib: the same layout on every machine. The page sets its own font on the text.
-    settings = {
+    settings: dict[Any, Any] = {
         "svg.fonttype": "none",
         "svg.hashsalt": prefix,
         "font.family": "DejaVu Sans",
@@ -163,12 +168,12 @@ def _inline(text: str, prefix: str) -> str:
 
 def _thin(fpr: list[float], start: float) -> np.ndarray:
     """Positions of at most about MAX_POINTS points, evenly spaced on the log axis: the last one at or below each step, and both ends."""
-    fpr = np.asarray(fpr, float)
-    if len(fpr) <= MAX_POINTS:
-        return np.arange(len(fpr))
+    rates = np.asarray(fpr, float)
+    if len(rates) <= MAX_POINTS:
+        return np.arange(len(rates))
     steps = np.geomspace(start / 2, 1, MAX_POINTS)
-    chosen = np.searchsorted(fpr, steps, side="right") - 1
-    return np.unique(np.concatenate([[0], chosen[chosen >= 0], [len(fpr) - 1]]))
+    chosen = np.searchsorted(rates, steps, side="right") - 1
+    return np.unique(np.concatenate([[0], chosen[chosen >= 0], [len(rates) - 1]]))
 
 
 def _line(look: Look) -> str | tuple[int, tuple[float, ...]]:

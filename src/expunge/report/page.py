@@ -1,10 +1,8 @@
 """The page: plain numbers in, HTML text out. What is shown and in which order is in template.html; how it looks is in style.css."""
 
-import contextlib
 import functools
 import json
 import os
-import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -12,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError, StoreError
+from ..store.files import write_file
 from . import cells
 from .class_section import sections
 from .factors_section import section as factors_section
@@ -22,12 +21,12 @@ from .twins import folded, folded_name, in_figures, is_other, is_reference
 from .verdict_section import cards
 
 REQUIRED = ("models", "attacks")
-OPTIONAL = dict.fromkeys((
+OPTIONAL: dict[str, Any] = dict.fromkeys((
     "title", "created", "protocol", "provenance", "reference", "sizes", "verdicts", "floor", "histograms", "classes", "risks", "factors", "spectra", "measures", "flags",
 ))  # fmt: skip
-OPTIONAL_OF_MODEL = dict.fromkeys(("forget_test", "retain", "gaps", "seconds", "details"))
-OPTIONAL_OF_GAPS = dict.fromkeys(("forget_test",))
-OPTIONAL_OF_ATTACK = dict.fromkeys(("gap", "roc"))
+OPTIONAL_OF_MODEL: dict[str, Any] = dict.fromkeys(("forget_test", "retain", "gaps", "seconds", "details"))
+OPTIONAL_OF_GAPS: dict[str, Any] = dict.fromkeys(("forget_test",))
+OPTIONAL_OF_ATTACK: dict[str, Any] = dict.fromkeys(("gap", "roc"))
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class _Panel:
     names: list[str]
 
 
-def render(result: Mapping[str, Any], path: str | os.PathLike | None = None) -> str:
+def render(result: Mapping[str, Any], path: str | os.PathLike[str] | None = None) -> str:
     """The report as one self-contained HTML page: no network, no JavaScript; tables, figures, flags, costs, and the numbers as JSON.
 
     Args:
@@ -73,7 +72,7 @@ def render(result: Mapping[str, Any], path: str | os.PathLike | None = None) -> 
     return text
 
 
-def write(result: Mapping[str, Any], path: str | os.PathLike) -> None:
+def write(result: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
     """Writes the report to a file, which is there whole or not at all.
 
     Args:
@@ -147,7 +146,7 @@ def _view(result: Mapping[str, Any]) -> dict[str, Any]:
 def _complete(result: Mapping[str, Any]) -> dict[str, Any]:
     """With None for what the audit does not have."""
     models = [OPTIONAL_OF_MODEL | m for m in result["models"]]
-    return OPTIONAL | result | {
+    return OPTIONAL | dict(result) | {
         "models": [m | {"gaps": m["gaps"] and OPTIONAL_OF_GAPS | m["gaps"]} for m in models],
         "attacks": [OPTIONAL_OF_ATTACK | row for row in result["attacks"]],
     }  # fmt: skip
@@ -250,20 +249,9 @@ def template() -> Any:
     return environment.get_template("template.html")
 
 
-def write_text(text: str, path: str | os.PathLike) -> None:
-    """Writes a page to a file, which is there whole or not at all; StoreError if that cannot be done."""
+def write_text(text: str, path: str | os.PathLike[str]) -> None:
+    """Writes a page to a file of a folder that exists, whole or not at all; StoreError if that cannot be done."""
     path = Path(path)
     if not path.parent.is_dir():
         raise StoreError(f"a report needs an existing folder; got {path}, and {path.parent} is none. Make it first, or pass another path.")
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(text.encode("utf-8", "replace"))  # a lone surrogate in a name must not cost the report
-        os.replace(temporary, path)
-    except OSError as error:
-        raise StoreError(
-            f"a report must be able to write {path}; got: {error.strerror or error}. Check permissions and space, or pass another path."
-        ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
+    write_file(path, text.encode("utf-8", "replace"))  # a lone surrogate in a name must not cost the report

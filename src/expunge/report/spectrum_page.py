@@ -10,10 +10,10 @@ from .figures import looks
 from .page import safe_json, template, write_text
 from .spectrum_section import section
 
-OPTIONAL = dict.fromkeys(("facts", "accuracy", "max_norm", "reference", "provenance"))
+OPTIONAL: dict[str, Any] = dict.fromkeys(("facts", "accuracy", "max_norm", "reference", "provenance"))
 
 
-def render_spectra(result: Mapping[str, Any], path: str | os.PathLike | None = None) -> str:
+def render_spectra(result: Mapping[str, Any], path: str | os.PathLike[str] | None = None) -> str:
     """The spectra as one self-contained HTML page, as `render` makes one of an audit.
 
     Args:
@@ -33,7 +33,7 @@ def render_spectra(result: Mapping[str, Any], path: str | os.PathLike | None = N
     """
     if not result.get("spectra"):
         raise DataError("a page of spectra needs at least one; got none. Pass spectrum(model, input_shape).to_dict() by the model's name.")
-    numbers, result = safe_json(result), OPTIONAL | result
+    numbers, result = safe_json(result), OPTIONAL | dict(result)
     try:
         found = section(result["spectra"], looks(list(result["spectra"]), result["reference"]), result["max_norm"])
         view = {"result": result, "spectra": found, "accuracy": _accuracy(result["accuracy"] or {}), "numbers": numbers}

@@ -5,7 +5,7 @@ The two that work with Fourier transforms are in fourier.py. Frozen layers stay 
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import ClassVar, cast, final
 
 import torch
 from torch import Tensor, nn
@@ -76,7 +76,7 @@ class SpectralNorm(SpectralControl):
         for module in _modules(layers, parametrized=False):
             with fork(0):  # torch starts from random vectors
                 parametrizations.spectral_norm(module, n_power_iterations=self.iterations)
-            chain = module.parametrizations.weight
+            chain = _parametrizations(module)
             chain[0] = _Scaled(chain[0], self.max_norm)
 
     def act(self, layers: list[Layer], memory: dict[str, Tensor]) -> None:
@@ -84,15 +84,15 @@ class SpectralNorm(SpectralControl):
 
     def end(self, layers: list[Layer], memory: dict[str, Tensor]) -> None:
         for module in _modules(layers, parametrized=True):
-            module.parametrizations.weight.train()
+            chain = _parametrizations(module).train()
             for _ in range(math.ceil(SETTLING / self.iterations)):
-                module.parametrizations.weight()  # computing the weight is a power iteration
+                chain()  # computing the weight is a power iteration
         self.abandon(layers, memory)
 
     def abandon(self, layers: list[Layer], memory: dict[str, Tensor]) -> None:
         """Makes plain weights of what the layers compute now; for training that ends by an error."""
         for module in _modules(layers, parametrized=True):
-            module.parametrizations.weight.eval()
+            _parametrizations(module).eval()
             parametrize.remove_parametrizations(module, "weight")
             others = [(name, p) for name, p in module.named_parameters(recurse=False) if name != "weight"]
             for name, parameter in others:  # torch puts the weight back behind them; parameters shall come in their old order
@@ -111,6 +111,11 @@ class _Scaled(nn.Module):
     def forward(self, weight: Tensor) -> Tensor:
         with torch.autocast(weight.device.type, enabled=False):
             return self.max_norm * self.normalised(weight)
+
+
+def _parametrizations(module: nn.Module) -> parametrize.ParametrizationList:
+    """What makes a module's weight."""
+    return cast(parametrize.ParametrizationList, module.get_submodule("parametrizations.weight"))
 
 
 def _modules(layers: list[Layer], *, parametrized: bool) -> list[nn.Module]:

@@ -163,7 +163,9 @@ def _linear(call: Call, input: Tensor, weight: Tensor, bias: Tensor | None = Non
     return spectral_norm(weight if weight.ndim == 2 else weight[:, None]) * call.of(input)
 
 
-def _batch_norm(call: Call, input: Tensor, mean: Any, var: Any, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5) -> float:
+def _batch_norm(
+    call: Call, input: Tensor, mean: Any, var: Any, weight: Any = None, bias: Any = None, training: bool = False, momentum: float = 0.1, eps: float = 1e-5
+) -> float:  # fmt: skip
     call.fixed(mean, var, weight, bias, why="has parameters that depend on the image")
     if training or var is None:
         raise NoConstant("normalises by the statistics of the batch, also in eval mode")
@@ -219,11 +221,13 @@ def _each(value: Any, n: int) -> tuple[int, ...]:
 
 
 def _avg_pool(n: int) -> Rule:
-    def rule(call, input, kernel_size, stride=None, padding=0, ceil_mode=False, count_include_pad=True, divisor_override=None) -> float:
+    def rule(
+        call: Call, input: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, ceil_mode: bool = False, count_include_pad: bool = True, divisor_override: Any = None
+    ) -> float:  # fmt: skip
         if divisor_override is not None:
             raise NoConstant("has a divisor of its own")
         sizes = zip(input.shape[-n:], *(_each(v, n) for v in (kernel_size, stride or kernel_size, padding)), strict=True)
-        lines = (functional.avg_pool1d(_line(size), *settings, ceil_mode, count_include_pad) for size, *settings in sizes)
+        lines = (functional.avg_pool1d(_line(size), kernel, step, pad, ceil_mode, count_include_pad) for size, kernel, step, pad in sizes)
         return call.of(input) * math.prod(spectral_norm(line[:, 0]) for line in lines)
 
     return rule
@@ -240,7 +244,9 @@ def _adaptive_avg_pool(n: int) -> Rule:
 def _max_pool(n: int) -> Rule:
     """√ of the largest number of windows that one pixel is in: its change can be the maximum of each of them."""
 
-    def rule(call, input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False) -> float:
+    def rule(
+        call: Call, input: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False, return_indices: bool = False
+    ) -> float:  # fmt: skip
         sizes = zip(*(_each(v, n) for v in (kernel_size, stride or kernel_size, dilation)), call.out.shape[-n:], strict=True)
         # Windows with the pixel start at steps of lcm(stride, dilation) within a reach of dilation · (kernel − 1).
         counts = (min(gap * (kernel - 1) // math.lcm(step, gap) + 1, out) for kernel, step, gap, out in sizes)

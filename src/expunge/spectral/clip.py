@@ -218,9 +218,9 @@ def _take_statistics(model: nn.Module, images: Tensor, variances: bool) -> None:
 
     def take(norm: nn.Module, args: tuple[Tensor, ...]) -> None:
         by_channel = args[0].float().transpose(0, 1).flatten(1)
-        norm.running_mean.copy_(by_channel.mean(1))
+        norm.get_buffer("running_mean").copy_(by_channel.mean(1))
         if variances:
-            norm.running_var.copy_(by_channel.var(1))
+            norm.get_buffer("running_var").copy_(by_channel.var(1))
 
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
     hooks = [norm.register_forward_pre_hook(take) for norm in norms]

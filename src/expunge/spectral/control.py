@@ -11,10 +11,11 @@ part of the forward pass.)
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, Protocol, final
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from ..checks import check_settings
 from ..device import exact_float32
@@ -25,18 +26,37 @@ from .power_qr import Singular
 from .values import random_block
 
 
+class Stepping(Protocol):
+    """What says when a step is done: any optimiser of torch, and the training loop's steps."""
+
+    def register_step_post_hook(self, hook: Callable[..., None]) -> RemovableHandle: ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class SpectralControl(ABC):
     """A way to keep the largest singular value of every convolution and linear layer small. A control's only base is this class.
 
     Every control has the field `max_norm`, the bound c > 0, and a number `every`, of optimiser steps between two actions.
+
+    Example:
+        >>> import expunge
+        >>> isinstance(expunge.Clip(max_norm=1.0), expunge.SpectralControl), expunge.Clip(max_norm=1.0).max_norm
+        (True, 1.0)
     """
+
+    if TYPE_CHECKING:  # a control declares them, with their ranges
+
+        @property
+        def max_norm(self) -> float: ...
+
+        @property
+        def every(self) -> int: ...
 
     def __post_init__(self) -> None:
         check_settings(self)
 
     @final
-    def attach(self, model: nn.Module, optimizer: torch.optim.Optimizer, input_shape: tuple[int, ...]) -> "Attached":
+    def attach(self, model: nn.Module, optimizer: Stepping, input_shape: tuple[int, ...]) -> "Attached":
         """Starts to act on `model` after the steps of `optimizer` that are `due`, every `every`-th; leaving the block, or `.finish()`, acts a last time and detaches.
 
         Args:
@@ -82,7 +102,7 @@ class SpectralControl(ABC):
 class Attached:
     """A control at work on one model. `state_dict` and `load_state_dict` make it part of a checkpoint."""
 
-    def __init__(self, control: SpectralControl, model: nn.Module, optimizer: torch.optim.Optimizer, input_shape: tuple[int, ...]) -> None:
+    def __init__(self, control: SpectralControl, model: nn.Module, optimizer: Stepping, input_shape: tuple[int, ...]) -> None:
         self.control, self.steps = control, 0
         self.groups = grouped(distinct(control.layers(model, input_shape)))
         if not self.groups:
@@ -152,7 +172,7 @@ def editable(layer: Layer) -> list[str]:
 
 def distinct(layers: list[Layer]) -> list[Layer]:
     """The layers, but only one of those that share their weights and are called at one size."""
-    found = {}
+    found: dict[tuple[Any, ...], Layer] = {}
     for layer in layers:
         found.setdefault((layer.kind, tuple(id(p) for p in layer.module.parameters())), layer)
     return list(found.values())

@@ -8,7 +8,7 @@ The singular values of all these matrices are those of the layer. Papers: Sedghi
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, final
+from typing import Any, NamedTuple, cast, final
 
 import torch
 from torch import Tensor, nn
@@ -185,8 +185,9 @@ def _lattice(module: nn.Module, sizes: Sequence[int], stride: Sequence[int] | No
     """The grid of at least these sizes; a Linear is a 1 × 1 convolution of one pixel."""
     if isinstance(module, nn.Linear):
         return _Lattice((1,), (1,), (1,), 1)
-    stride = tuple(stride or module.stride)
-    return _Lattice(tuple(math.ceil(n / s) * s for n, s in zip(sizes, stride, strict=True)), stride, module.dilation, module.groups)
+    conv = cast(_ConvNd, module)
+    stride = tuple(stride or conv.stride)
+    return _Lattice(tuple(math.ceil(n / s) * s for n, s in zip(sizes, stride, strict=True)), stride, conv.dilation, conv.groups)
 
 
 def _sizes(module: nn.Module, input_shape: Sequence[int], output_shape: Sequence[int]) -> Sequence[int]:
@@ -200,10 +201,11 @@ def _extents(module: nn.Module) -> list[int]:
     """Of the kernel, with the holes that dilation makes."""
     if isinstance(module, nn.Linear):
         return [1]
-    return [(k - 1) * d + 1 for k, d in zip(module.kernel_size, module.dilation, strict=True)]
+    conv = cast(_ConvNd, module)
+    return [(k - 1) * d + 1 for k, d in zip(conv.kernel_size, conv.dilation, strict=True)]
 
 
-def _pads(module: nn.Module) -> list[tuple[int, int]]:
+def _pads(module: _ConvNd) -> list[tuple[int, int]]:
     """Of every dimension, left and right.
 
     Raises:
@@ -228,12 +230,13 @@ def _covering(module: nn.Module, maps: LinearMaps) -> _Lattice:
     sizes, extents = _sizes(module, maps.input_shape, maps.output_shape), _extents(module)
     if isinstance(module, nn.Linear):
         return _lattice(module, sizes)
-    pads = _pads(module)
-    if module.padding_mode == "zeros" or not any(map(sum, pads)):
-        return _lattice(module, [max(n + max(p), e) for n, p, e in zip(sizes, pads, extents, strict=True)])
+    conv = cast(_ConvNd, module)
+    pads = _pads(conv)
+    if conv.padding_mode == "zeros" or not any(map(sum, pads)):
+        return _lattice(conv, [max(n + max(p), e) for n, p, e in zip(sizes, pads, extents, strict=True)])
     # Images that repeat after n are among those that repeat after a multiple of n; and where s does not divide n the outputs are some of those of stride 1.
     grid = [n * math.ceil(e / n) for n, e in zip(sizes, extents, strict=True)]
-    return _lattice(module, grid, [s if n % s == 0 else 1 for n, s in zip(sizes, module.stride, strict=True)])
+    return _lattice(conv, grid, [s if n % s == 0 else 1 for n, s in zip(sizes, conv.stride, strict=True)])
 
 
 def _matrices(weights: Tensor, lattice: _Lattice) -> Tensor:
@@ -270,6 +273,6 @@ def _kernels(matrices: Tensor, weights: Tensor, lattice: _Lattice) -> Tensor:
     return images[_taps(weights.shape[3:] or (1,), lattice)].reshape(weights.shape)
 
 
-def _taps(kernel: Sequence[int], lattice: _Lattice) -> tuple:
+def _taps(kernel: Sequence[int], lattice: _Lattice) -> tuple[Any, ...]:
     """Where the kernel's weights are on the grid."""
     return (..., *(slice(0, (k - 1) * d + 1, d) for k, d in zip(kernel, lattice.dilation, strict=True)))

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +34,7 @@ class Layer:
     input_shape: tuple[int, ...]
 
     @property
-    def kind(self) -> tuple:
+    def kind(self) -> tuple[Any, ...]:
         """Equal for layers that may be computed side by side."""
         numbers = (*self.module.named_parameters(), *self.module.named_buffers())
         return (repr(self.module), self.input_shape, *((name, value.dtype, value.device) for name, value in numbers))
@@ -58,7 +59,7 @@ def affine_layers(model: nn.Module, input_shape: tuple[int, ...], *, composed: b
                 stack.callback(hook.remove)
         stack.enter_context(eval_mode(model))
         call_once(model, input_shape)
-    found: dict[tuple, Layer] = {}
+    found: dict[tuple[Any, ...], Layer] = {}
     for name, module, x, _ in calls:
         before = next((c for c in calls if c[3] is x and isinstance(c[1], _ConvNd | nn.Linear)), None)
         layer = Layer(name, module, _shape(module, x))
@@ -72,7 +73,7 @@ def affine_layers(model: nn.Module, input_shape: tuple[int, ...], *, composed: b
 
 def grouped(layers: list[Layer]) -> list[list[Layer]]:
     """The layers, on a GPU those of one kind together, so that one call evaluates them all; a CPU is faster with one at a time."""
-    groups: dict[tuple, list[Layer]] = {}
+    groups: dict[tuple[Any, ...], list[Layer]] = {}
     for number, layer in enumerate(layers):
         alone = device_of(layer.module).type == "cpu"
         groups.setdefault((number,) if alone else layer.kind, []).append(layer)
@@ -96,7 +97,7 @@ def call_once(model: nn.Module, input_shape: tuple[int, ...]) -> Tensor:
         ) from None
 
 
-def _note(calls: list, name: str, module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> None:
+def _note(calls: list[Any], name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
     calls.append((name, module, args[0] if args else next(iter(kwargs.values())), output))
 
 

@@ -22,8 +22,8 @@ class Singular(NamedTuple):
 
     def put(self, which: Tensor, others: "Singular") -> "Singular":
         """These, with those of `others` in the place of the maps at these numbers."""
-        tensors = (mine.index_copy(0, which, new) for mine, new in zip(self[:4], others[:4], strict=True))
-        return Singular(*tensors, self.products + others.products)
+        values, right, pushed, residuals = (mine.index_copy(0, which, new) for mine, new in zip(self[:4], others[:4], strict=True))
+        return Singular(values, right, pushed, residuals, self.products + others.products)
 
     @property
     def half_widths(self) -> Tensor:

@@ -24,6 +24,14 @@ class Spectrum(Mapping[str, SingularValues]):
         bound: an upper bound on ‖f(a) − f(b)‖₂ / ‖a − b‖₂ of the whole network, L2 of pixels to L2 of logits, from the values and their half widths;
             `bound.value` is None, and `bound.reason` says why, where an operation between the layers has no known constant.
         unseen: parameters of two or more dimensions that belong to none of these layers: called through torch.nn.functional, or not at all.
+
+    Example:
+        >>> import torch, expunge
+        >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2, bias=False))
+        >>> _ = torch.nn.init.constant_(net[1].weight, 0.5)
+        >>> found = expunge.spectrum(net, (1, 2, 2))
+        >>> list(found), round(found.norms["1"], 3), round(found.bound.value, 3)
+        (['1'], 1.414, 1.414)
     """
 
     found: dict[str, SingularValues]

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..checks import is_integer
 from ..device import exact_float32
 from ..errors import ConfigError, ModelError
+from ..rng import generator
 from .linear_maps import LinearMaps
 from .power_qr import Singular, power_qr
 
@@ -28,6 +30,14 @@ class SingularValues:
         left: (k, *output_shape), the vectors u = Av/σ; 0 where σ is.
         iterations: products with AᵀA that it took.
         converged: whether every half width is within the tolerance.
+
+    Example:
+        >>> import torch, expunge
+        >>> layer = torch.nn.Linear(2, 2, bias=False)
+        >>> _ = layer.weight.data.copy_(torch.diag(torch.tensor([3.0, 1.0])))
+        >>> found = expunge.singular_values(layer, 2, k=2)
+        >>> [round(value, 4) for value in found.values.tolist()], found.converged
+        ([3.0, 1.0], True)
     """
 
     values: Tensor
@@ -104,8 +114,8 @@ def singular_values_of(
         left = torch.where(sizes > torch.finfo(left.dtype).eps * sizes[:, :1], left / sizes, 0)
         done = (error <= tolerance * values[:, :1]).all(1)
         return [
-            SingularValues(*map(Tensor.cpu, parts), iterations=found.products, converged=bool(ok))
-            for *parts, ok in zip(values, error, right, left, done, strict=True)
+            SingularValues(value.cpu(), half_width.cpu(), vectors.cpu(), images.cpu(), iterations=found.products, converged=bool(ok))
+            for value, half_width, vectors, images, ok in zip(values, error, right, left, done, strict=True)
         ]
 
 
@@ -120,8 +130,7 @@ def top(maps: LinearMaps, block: Tensor, wanted: int = 1, tolerance: float = 0.0
 
 def random_block(maps: LinearMaps, width: int, seed: int = 0) -> Tensor:
     """(L, width, n) normal numbers, the same ones at every call with one seed and on every device."""
-    generator = torch.Generator().manual_seed(seed)
-    numbers = torch.randn(len(maps), width, maps.n_inputs, generator=generator, dtype=torch.float32)
+    numbers = torch.randn(len(maps), width, maps.n_inputs, generator=generator(seed), dtype=torch.float32)
     return numbers.to(maps.device, maps.dtype)
 
 
@@ -157,7 +166,7 @@ def _is_affine(maps: LinearMaps) -> bool:
 def _culprit(module: nn.Module, maps: LinearMaps) -> str:
     found: list[str] = []
 
-    def look(part: nn.Module, args: tuple, output: Tensor, name: str) -> None:
+    def look(part: nn.Module, args: tuple[Any, ...], output: Tensor, name: str) -> None:
         if not found and args and isinstance(args[0], Tensor) and not _is_affine(LinearMaps([part], tuple(args[0].shape[1:]))):
             found.append(f"{name} ({part})")
 

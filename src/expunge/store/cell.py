@@ -24,14 +24,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
 
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 from torch import Tensor
 
 from ..checks import check_settings, setting
 from ..errors import StoreError
 from ..ranks import alone
 from .claims import hold
-from .files import checksum, make_folder, named_failure, sync_folder, write_file
+from .files import checksum, make_folder, named_failure, sync_folder, tensor_bytes, write_file
 from .spec import canonical, one_line, plain, text_key
 
 SPEC, RESULT, SUFFIX, DAMAGED = "spec.json", "result.json", ".safetensors", ".damaged"
@@ -149,8 +149,7 @@ class Cell:
         self._write_spec()
         files = {}
         for name, content in (({} if tensors is None else {"weights": tensors}) | more).items():
-            # Cloning gives each of several names for one tensor a copy of its own: the format does not know sharing.
-            data = save({k: v.detach().cpu().contiguous().clone() for k, v in content.items()})
+            data = tensor_bytes(content)
             files[f"{name}{SUFFIX}"] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
             write_file(self.folder / f"{name}{SUFFIX}", data)
         record = {"files": files, "result": result}

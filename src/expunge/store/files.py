@@ -1,15 +1,20 @@
-"""Files that are there whole or not at all, and failures of the disk in words."""
+"""Files that are there whole or not at all, and failures of the disk in words: models, results, masks and reports are written here."""
 
 import contextlib
 import errno
 import functools
 import hashlib
+import json
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
-from ..errors import StoreError
+from safetensors.torch import save
+from torch import Tensor
+
+from ..errors import MissingError, StoreError
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -38,6 +43,45 @@ def write_file(path: Path, data: bytes) -> None:
         sync_folder(path.parent)
 
 
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: dict[str, str] | None = None) -> None:
+    """Writes tensors, and text by name, to a safetensors file, as `write_file` does.
+
+    Cost: in memory, three times the tensors while it lasts.
+    """
+    write_file(path, tensor_bytes(tensors, header))
+
+
+def tensor_bytes(tensors: Mapping[str, Tensor], header: dict[str, str] | None = None) -> bytes:
+    """The content of a safetensors file."""
+    # Cloning gives each of several names for one tensor a copy of its own: the format does not know sharing.
+    return save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, header)
+
+
+def write_json(value: Any, path: str | Path | None = None) -> str:
+    """The value as JSON text; also written to `path`, as `write_file` does, if given.
+
+    Example:
+        >>> write_json({"auc": None})
+        '{\\n "auc": null\\n}'
+    """
+    text = json.dumps(value, indent=1, allow_nan=False)
+    if path is not None:
+        write_file(Path(path), (text + "\n").encode())
+    return text
+
+
+def check_file(path: str | Path, what: str, remedy: str) -> None:
+    """Raises MissingError unless there is a file of this path.
+
+    Example:
+        >>> check_file("none.safetensors", "mask file", "Make it with save_mask(mask, path).")  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        expunge.errors.MissingError: no mask file 'none.safetensors'; looked in .... Make it with save_mask(mask, path).
+    """
+    if not Path(path).is_file():
+        raise MissingError(f"no {what} {str(path)!r}; looked in {os.getcwd()}. {remedy}")
+
+
 def make_folder(folder: Path) -> None:
     """Makes a folder and those above it."""
     with named_failure(folder):
@@ -61,14 +105,14 @@ def named_failure(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in NO_SPACE:
-            remedy = "Free some space, or use a store on another disk, and run again: finished results are kept."
+            remedy = "Free some space, or write to another disk, and run again: finished results are kept."
         elif error.errno in FORBIDDEN:
-            remedy = "Change its permissions, or pass a store folder that you may write to."
-        elif error.errno in (errno.ENOTDIR, errno.EEXIST):
-            remedy = "A file stands where a folder should be; pass another store folder."
+            remedy = "Change its permissions, or pass a folder that you may write to."
+        elif error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
+            remedy = "A file stands where a folder should be, or a folder for a file; pass another path."
         else:
             remedy = "Check the disk, then run again: finished results are kept."
-        raise StoreError(f"the store must be able to write {path}; got: {error.strerror or error}. {remedy}") from error
+        raise StoreError(f"expunge must be able to write {path}; got: {error.strerror or error}. {remedy}") from error
 
 
 def checksum(path: Path) -> str:

@@ -151,7 +151,7 @@ def _dataclass(obj: Any, where: str) -> dict[str, Any]:
     return {"class": type(obj).__name__} | ({} if revision is None else {"revision": revision}) | fields
 
 
-def _as_before(field: dataclasses.Field, obj: Any) -> bool:
+def _as_before(field: dataclasses.Field[Any], obj: Any) -> bool:
     """Whether a field that came later (`setting(later=True)`) has the value that means what older versions did."""
     return bool(field.metadata.get("later")) and getattr(obj, field.name) == field.default
 
@@ -172,13 +172,13 @@ def _name(name: Any, where: str) -> str:
 
 
 def _tensor(tensor: Tensor) -> dict[str, Any]:
-    data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
     return {"sha256": hashlib.sha256(data).hexdigest(), "shape": list(tensor.shape), "dtype": str(tensor.dtype).removeprefix("torch.")}
 
 
-def _path(function: Callable, where: str) -> str:
+def _path(function: Callable[..., Any], where: str) -> str:
     """ "module:name" of a function or class that another process can import under that name."""
-    module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", None)
+    module, name = getattr(function, "__module__", ""), getattr(function, "__qualname__", "")
     try:
         found = operator.attrgetter(name)(sys.modules[module])
     except (AttributeError, KeyError, TypeError):

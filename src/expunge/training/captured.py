@@ -134,7 +134,8 @@ class CudaGraphs:
     """Records by CUDA graphs, on the current stream, which must not be the default one. Recordings of one recorder share their memory: one is replayed at a time."""
 
     def __init__(self, device: torch.device) -> None:
-        self.device, self.pool = device, None
+        self.device = device
+        self.pool: Any = None
 
     def __call__(self, work: Work) -> Work:
         graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self.device)
@@ -178,7 +179,8 @@ def _tensors(item: Drawn | Batch) -> list[Tensor]:
 
 
 def _map(function: Callable[[Tensor], Tensor], item: Drawn | Batch) -> Drawn | Batch:
-    return dataclasses.replace(item, **{name: function(v) for name, v in vars(item).items() if isinstance(v, Tensor)})
+    mapped: dict[str, Any] = {name: function(v) for name, v in vars(item).items() if isinstance(v, Tensor)}
+    return dataclasses.replace(item, **mapped)
 
 
 def _shape(item: Drawn | Batch, mixture: Mixture) -> Hashable:
@@ -189,7 +191,7 @@ def _shape(item: Drawn | Batch, mixture: Mixture) -> Hashable:
 def _python_state(model: nn.Module) -> dict[str, Any]:
     """What a step might change outside the device, by what it is called in a message."""
     plain = [tuple(_plain(name, value) for name, value in vars(module).items()) for module in model.modules()]
-    numpy = np.random.get_state()
+    numpy: Any = np.random.get_state()
     return {
         "it draws random numbers on the CPU": (torch.get_rng_state().numpy().tobytes(), random.getstate(), numpy[1].tobytes(), numpy[2]),
         "modules of the model change attributes of their own": plain,

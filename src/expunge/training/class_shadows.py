@@ -30,6 +30,17 @@ class ClassShadows:
         originals: cells of models trained on everything; every method can unlearn them, so that all methods share them.
         retrained: cells of as many models trained without the forgotten classes.
         seeds: of the originals.
+
+    Example:
+        >>> import tempfile, expunge
+        >>> train, test = (data.subset(range(60)) for data in expunge.load_data("digits"))
+        >>> build, recipe = expunge.architecture("small", train), expunge.Recipe(epochs=1)
+        >>> with tempfile.TemporaryDirectory() as store:
+        ...     shadows = expunge.train_class_shadows(
+        ...         build, expunge.forget_classes(train, [3]), test, n=3, recipe=recipe, store=store, executor="serial"
+        ...     )
+        ...     expunge.logits_of(shadows.original(0), test).shape
+        torch.Size([60, 10])
     """
 
     build: Build
@@ -101,6 +112,14 @@ def train_class_shadows(
         ModelError: a model diverged or does not fit the data. StoreError: the store cannot be written.
 
     Cost: 2n × `recipe.epochs` passes over the training set, and one pass over all samples for each model.
+
+    Example:
+        >>> import tempfile, expunge
+        >>> train, test = (data.subset(range(60)) for data in expunge.load_data("digits"))
+        >>> build, recipe = expunge.architecture("small", train), expunge.Recipe(epochs=1)
+        >>> with tempfile.TemporaryDirectory() as store:
+        ...     train_class_shadows(build, expunge.forget_classes(train, [3]), test, n=3, recipe=recipe, store=store, executor="serial")
+        ClassShadows(3 originals, 3 retrained models without 3)
     """
     if not is_integer(n, 3):
         raise ConfigError(f"n, the number of models of each kind, must be an integer ≥ 3; got {n!r}. 8 is a start, 16 is better.")
@@ -109,7 +128,7 @@ def train_class_shadows(
             f"models with and without whole classes need a split of whole classes with retain data; got {split}. Make it with forget_classes(train, […])."
         )
     check_seed(seed + 2 * n)
-    store = store if isinstance(store, Store) else Store(store)
+    store = store if isinstance(store, Store) else Store(Path(store))
     everything = torch.arange(len(split.train))
     mask = torch.ones(len(split.train), dtype=torch.bool)
     mask[split.forget_indices] = False

@@ -9,7 +9,7 @@ import contextlib
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, final
+from typing import Any, cast, final
 
 import torch
 from torch import Tensor, nn
@@ -74,7 +74,7 @@ def drawn_across_ranks(mixture: Mixture, batches: Sequence[Tensor], numbers: Seq
         return
     mine = [ranks.share(batch) if len(batch) >= ranks.size else batch for batch in batches]
     for batch, whole in zip(mixture.drawn(mine, numbers), batches, strict=True):
-        yield batch if len(whole) < ranks.size else _whole(batch, ranks, ranks.sizes(len(whole)))
+        yield batch if len(whole) < ranks.size else _whole(cast(Batch, batch), ranks, ranks.sizes(len(whole)))  # Drawn are of resident sets
 
 
 def _whole(batch: Batch, ranks: Ranks, sizes: Sequence[int]) -> Batch:
@@ -143,7 +143,7 @@ class _WholeBatchNorm(TorchFunctionMode):
         super().__init__()
         self.ranks, self.sizes = ranks, sizes
 
-    def __torch_function__(self, func: Callable, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return (self._normalised if func is functional.batch_norm else func)(*args, **(kwargs or {}))
 
     def _normalised(
@@ -153,7 +153,7 @@ class _WholeBatchNorm(TorchFunctionMode):
         if not training:
             return functional.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
         normalised, mean, var, n = _Normalise.apply(x, eps, self.ranks, self.sizes)
-        if running_mean is not None:
+        if running_mean is not None and running_var is not None:
             with torch.no_grad():
                 running_mean.lerp_(mean.to(running_mean.dtype), momentum)
                 running_var.lerp_((var * n / (n - 1)).to(running_var.dtype), momentum)

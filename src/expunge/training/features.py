@@ -21,7 +21,7 @@ def stages(model: nn.Module, data: Samples) -> list[str]:
     """Names of the modules whose outputs are what the model's stages pass on, in the order in which they are called; the last stage, whose output is the logits, is left out.
 
     The trunk is the model, or inside it the only part with weights (behind a `Normalize`, say). A stage is a part of the trunk with weights, such as a convolution or a
-    whole residual stage, with everything up to the next one: normalisation, ReLU, pooling. Found by running the model.
+    whole residual stage, with everything up to the next one: normalisation, ReLU, pooling. A part whose output is no tensor, as in the models of transformers, is taken apart. Found by running the model.
 
     Raises:
         ModelError: the model has only one stage.
@@ -29,14 +29,12 @@ def stages(model: nn.Module, data: Samples) -> list[str]:
     Cost: one forward pass over two images.
     """
     trunk, prefix = _trunk(model)
-    called = _called(model, trunk, data)
-    names = {child: prefix + name for name, child in trunk.named_children()}
     groups: list[list[str]] = []
-    for child in called:
-        if not isinstance(child, NORMS) and _has_weights(child):
+    for part, name in _parts(model, trunk, prefix, data).items():
+        if not isinstance(part, NORMS) and _has_weights(part):
             groups.append([])
         if groups:
-            groups[-1].append(names[child])
+            groups[-1].append(name)
     if len(groups) < 2:
         raise ModelError(
             f"the model must have a stage before the one that gives the logits; got {type(trunk).__name__} with {len(groups)} part(s) with weights. "
@@ -129,10 +127,14 @@ def _trunk(model: nn.Module) -> tuple[nn.Module, str]:
         prefix, model = f"{prefix}{weighted[0][0]}.", weighted[0][1]
 
 
-def _called(model: nn.Module, trunk: nn.Module, data: Samples) -> dict[nn.Module, None]:
-    """The trunk's children in the order of their first call."""
-    order: dict[nn.Module, None] = {}
-    hooks = [child.register_forward_hook(lambda module, _, __: order.setdefault(module)) for child in trunk.children()]
+def _parts(model: nn.Module, trunk: nn.Module, prefix: str, data: Samples) -> dict[nn.Module, str]:
+    """The trunk's children and their names, in the order in which their first calls end; one that gives no tensor, or is a mere list, stands for its own children."""
+    gives_tensor: dict[nn.Module, bool] = {}
+
+    def note(module: nn.Module, _: object, output: object) -> None:
+        gives_tensor.setdefault(module, isinstance(output, Tensor))
+
+    hooks = [module.register_forward_hook(note) for module in trunk.modules()]
     count(data.ids[:2], forward=1)
     try:
         with eval_mode(model), torch.no_grad():
@@ -140,7 +142,16 @@ def _called(model: nn.Module, trunk: nn.Module, data: Samples) -> dict[nn.Module
     finally:
         for hook in hooks:
             hook.remove()
-    return order
+    names: dict[nn.Module, str] = {}
+    pending = [(trunk, prefix)]
+    while pending:
+        parent, prefix = pending.pop()
+        for name, child in parent.named_children():
+            if gives_tensor.get(child) or (child in gives_tensor and not list(child.children())):
+                names[child] = prefix + name
+            else:
+                pending.append((child, f"{prefix}{name}."))
+    return {part: names[part] for part in gives_tensor if part in names}
 
 
 def _has_weights(module: nn.Module) -> bool:

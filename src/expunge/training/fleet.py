@@ -49,6 +49,13 @@ class TrainTask:
         seed: of initial weights, order and augmentation, in [0, 2**63).
         kind: "original", "retrained" or "shadow": the folder of the store.
         name: for messages; not part of the result's identity.
+
+    Example:
+        >>> import torch, expunge
+        >>> build = expunge.architecture("small", expunge.load_data("digits").train)
+        >>> task = expunge.TrainTask(build=build, recipe=expunge.Recipe(epochs=1), positions=torch.arange(60), seed=3, kind="original")
+        >>> len(task.positions), task.seed
+        (60, 3)
     """
 
     build: Build
@@ -125,8 +132,17 @@ def train_fleet(
         ConfigError: `workers` is neither "auto" nor an integer ≥ 1, or an executor's settings cannot be met. MissingError: it is unknown or not installed.
 
     Cost: `recipe.epochs` passes over its samples and one over the pool, for each model that is not done.
+
+    Example:
+        >>> import tempfile, torch, expunge
+        >>> pool = expunge.load_data("digits").train.subset(range(60))
+        >>> build, recipe = expunge.architecture("small", pool), expunge.Recipe(epochs=1)
+        >>> tasks = [expunge.TrainTask(build=build, recipe=recipe, positions=torch.arange(30), seed=seed) for seed in (1, 2)]
+        >>> with tempfile.TemporaryDirectory() as store:
+        ...     [cell.done for cell in expunge.train_fleet(tasks, pool, store, executor="serial")]
+        [True, True]
     """
-    store = store if isinstance(store, Store) else Store(store)
+    store = store if isinstance(store, Store) else Store(Path(store))
     cells = fleet_cells(tasks, pool, store)
     works = [Work(task, cell, task.recipe.epochs) for task, cell in zip(tasks, cells, strict=True)]
     finish_cells(

@@ -3,9 +3,8 @@
 P counts all trainable parameters, flat, in `named_parameters`' order. G is of cross-entropies in eval mode, on un-augmented images.
 """
 
-import contextlib
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +14,8 @@ from torch.nn import functional
 from ..costs import count
 from ..data.images import Samples
 from ..data.mixture import Batch, Mixture
-from ..device import device_of, exact_float32
+from ..device import device_of, exact
 from ..errors import ConfigError
-from ..modes import eval_mode
 from .per_sample import trainable
 
 COLUMNS = 2**16  # of G, at a time in float64
@@ -117,21 +115,15 @@ def flat(tensors: dict[str, Tensor] | tuple[Tensor, ...] | list[Tensor]) -> Tens
     return torch.cat([t.flatten() for t in (tensors.values() if isinstance(tensors, dict) else tensors)])
 
 
-def unflat(vector: Tensor, like: dict[str, Tensor]) -> dict[str, Tensor]:
+def unflat(vector: Tensor, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A vector (P,) as tensors of these names and shapes; views of it."""
     parts = vector.split([t.numel() for t in like.values()])
     return {name: part.view(t.shape) for (name, t), part in zip(like.items(), parts, strict=True)}
 
 
-@contextlib.contextmanager
-def _exact(model: nn.Module) -> Iterator[None]:
-    with eval_mode(model), exact_float32(), torch.autocast(device_of(model).type, enabled=False):
-        yield
-
-
 def _batches(model: nn.Module, samples: Samples, batch_size: int) -> Iterator[tuple[Batch, slice]]:
     """The samples in batches, un-augmented, with the model in eval mode meanwhile; and which samples they are."""
     mixture = Mixture([samples], device_of(model), augment=False)
-    with _exact(model):
+    with exact(model):
         for k, batch in enumerate(mixture.epoch(torch.arange(len(samples)).split(batch_size), 0)):
             yield batch, slice(k * batch_size, (k + 1) * batch_size)

@@ -11,8 +11,12 @@ from ..modes import eval_mode
 from .inference import logits_of
 
 
-def last_linear(model: nn.Module, data: Samples) -> nn.Linear:
+def last_linear(model: nn.Module, data: Samples, *, instead: str = "a method") -> nn.Linear:
     """The nn.Linear layer whose output is the model's output. Found by running the model, not by names or shapes, which mislead.
+
+    Args:
+        model: a classifier. data: images for it.
+        instead: what the caller offers that needs no such layer; for the message.
 
     Raises:
         ModelError: no layer is.
@@ -34,13 +38,15 @@ def last_linear(model: nn.Module, data: Samples) -> nn.Linear:
     finally:
         for hook in hooks:
             hook.remove()
-    found = [layer for layer, output in calls if isinstance(layer, nn.Linear) and torch.equal(output, logits)]
+    found = [
+        layer for layer, output in calls if isinstance(layer, nn.Linear) and isinstance(output, Tensor) and torch.equal(output, logits)
+    ]
     if not found:
         last = calls[-1][0] if calls else None
         raise ModelError(
             f"the logits must be what an nn.Linear layer puts out; the last layer called is {last}{', and its output is changed' * isinstance(last, nn.Linear)}. "
-            "Put the nn.Linear last (a 1×1 convolution with a mean behind it equals a mean with an nn.Linear behind it), or choose what does not need it: "
-            "TRW(similarity='answers') or another method."
+            "Put the nn.Linear last (a 1×1 convolution with a mean behind it equals a mean with an nn.Linear behind it), or choose "
+            f"{instead} that does without."
         )
     return found[-1]
 
@@ -58,13 +64,15 @@ def features_and_logits(model: nn.Module, head: nn.Linear, images: Tensor) -> tu
 
 def features_of(model: nn.Module, head: nn.Linear, data: Samples) -> Tensor:
     """The features that go into the last linear layer, on all samples in order: float32 (N, d) on the CPU, un-augmented, in eval mode."""
-    return logits_of(_Headless(model, head), data)
+    return logits_of(WithFeatures(model, head), data)[:, : head.in_features].contiguous()
 
 
-class _Headless(nn.Module):
+class WithFeatures(nn.Module):
+    """A model that answers with what goes into its last linear layer and, behind it, its logits, (B, d + K): in one tensor, as ranks share it out, and in a copy from the copy's layer."""
+
     def __init__(self, model: nn.Module, head: nn.Linear) -> None:
         super().__init__()
         self.model, self.head = model, head
 
     def forward(self, images: Tensor) -> Tensor:
-        return features_and_logits(self.model, self.head, images)[0]
+        return torch.cat(features_and_logits(self.model, self.head, images), 1)

@@ -102,8 +102,9 @@ def measure_rate(build: Build, train: Samples, recipe: Recipe, n: int, *, device
 
 
 def _check(outcomes: list[Trained | None]) -> None:
-    for failed in filter(None, outcomes):
-        raise failed.error
+    for outcome in outcomes:
+        if outcome is not None and outcome.error is not None:
+            raise outcome.error
 
 
 def _wait(device: torch.device) -> None:

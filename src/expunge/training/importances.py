@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 from torch import Tensor, nn
 
@@ -24,6 +24,13 @@ class Importances:
         n: how many samples they are of.
         model_hash: the model, as `models.checkpoint.model_hash` gives it.
         data_fingerprint: the data.
+
+    Example:
+        >>> import torch, expunge
+        >>> data = expunge.ImageData(torch.zeros(4, 1, 2, 2), torch.tensor([0, 1, 0, 1]), ("a", "b"))
+        >>> found = expunge.importances(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2)), data)
+        >>> found.n, {name: tuple(of_weights.shape) for name, of_weights in found.tensors.items()}
+        (4, {'1.weight': (2, 4), '1.bias': (2,)})
     """
 
     tensors: Mapping[str, Tensor]
@@ -71,7 +78,7 @@ def importances(model: nn.Module, data: Samples, *, store: Store | None = None) 
         >>> importances(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), data)
         Importances(10 weights, 4 samples)
     """
-    about = {"n": len(data), "model_hash": model_hash(model), "data_fingerprint": data.fingerprint}
+    about: dict[str, Any] = {"n": len(data), "model_hash": model_hash(model), "data_fingerprint": data.fingerprint}
 
     def computed() -> dict[str, Tensor]:
         return {name: t.cpu() for name, t in squared_gradients(model, data).items()}

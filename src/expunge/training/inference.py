@@ -9,9 +9,8 @@ from torch import Tensor, nn
 from ..costs import count
 from ..data.images import Samples
 from ..data.mixture import Mixture
-from ..device import device_of, exact_float32, fast_layout
+from ..device import device_of, exact, fast_layout
 from ..errors import ModelError, NondeterministicModel, NotFinite, ProbabilitiesNotLogits
-from ..modes import eval_mode
 from ..types import Logits
 from .distributed import answers_across_ranks
 
@@ -24,6 +23,12 @@ def logits_of(model: nn.Module, data: Samples, *, batch_size: int = 512) -> Logi
         ModelError: the model cannot take these images, or the output is not (N, K), or not finite.
 
     Cost: one forward pass.
+
+    Example:
+        >>> import expunge
+        >>> train, test = expunge.load_data("digits")
+        >>> logits_of(expunge.architecture("small", train)(), test).shape
+        torch.Size([797, 10])
     """
     outputs = answers_across_ranks(lambda *part: _answers_to(data, *part), model, torch.arange(len(data)).split(batch_size))
     count(data.ids, forward=1)
@@ -31,11 +36,12 @@ def logits_of(model: nn.Module, data: Samples, *, batch_size: int = 512) -> Logi
 
 
 def _answers_to(data: Samples, model: nn.Module, batches: Sequence[Tensor]) -> list[Tensor]:
-    device, outputs = device_of(model), []
+    device = device_of(model)
+    outputs: list[Tensor] = []
     if not batches:  # other ranks answer all of them
         return outputs
     mixture = Mixture([data], device, augment=False)
-    with eval_mode(model), exact_float32(), torch.autocast(device.type, enabled=False):
+    with exact(model):
         first = next(mixture.epoch(batches[:1], 0)).images
         with fast_layout(model, first) as layout:
             for batch in mixture.epoch(batches, 0):
@@ -74,17 +80,18 @@ def _answers(model: nn.Module, images: Tensor) -> Tensor:
     n = len(images)
     try:
         output = model(images)
-    except RuntimeError as error:
-        if type(error) is not RuntimeError:  # out of memory, or an error of the device
+    except (RuntimeError, ValueError, AssertionError) as error:  # PyTorch, transformers and timm, in this order
+        if type(error) not in (RuntimeError, ValueError, AssertionError):  # out of memory, an error of the device, or our own
             raise
         raise ModelError(
-            f"the model must take float32 images of shape {tuple(images.shape[1:])}; got: {str(error).splitlines()[0]} "
+            f"the model must take float32 images of shape {tuple(images.shape[1:])}; got: {(str(error).splitlines() or [type(error).__name__])[0]} "
             "Use data of the kind that it was trained on, and weights in float32."
         ) from error
     if not isinstance(output, torch.Tensor) or output.ndim != 2 or len(output) != n:
         got = f"shape {tuple(output.shape)}" if isinstance(output, torch.Tensor) else type(output).__name__
         raise ModelError(
-            f"the model must return logits of shape ({n}, K) for {n} images; got {got}. Wrap it in a module that returns the logits alone."
+            f"the model must return logits of shape ({n}, K) for {n} images; got {got}. "
+            "Wrap it: expunge.LogitsOnly(model) where the output has them as .logits, else a module of yours that returns them alone."
         )
     if not output.isfinite().all():
         raise NotFinite(

@@ -1,5 +1,7 @@
 """What goes into the linear layers and convolutions of a model: second moments of their inputs, found in one pass."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -7,8 +9,7 @@ from torch.nn import functional
 from ..costs import count
 from ..data.images import Samples
 from ..data.mixture import Mixture
-from ..device import device_of, exact_float32
-from ..modes import eval_mode
+from ..device import device_of, exact
 
 Weighted = nn.Linear | nn.Conv2d
 
@@ -41,7 +42,7 @@ def input_moments(
     wanted = max(1, n_inputs // len(data))
     moments = {name: _zeros(layer) for name, layer in layers.items()}
 
-    def note(name: str):
+    def note(name: str) -> Callable[[Weighted, tuple[Tensor, ...]], None]:
         def hook(layer: Weighted, inputs: tuple[Tensor, ...]) -> None:
             x = inputs[0].detach()
             for group, chosen in enumerate(_inputs(layer, x, wanted)):
@@ -51,7 +52,7 @@ def input_moments(
 
     hooks = [layer.register_forward_pre_hook(note(name)) for name, layer in layers.items()]
     try:
-        with eval_mode(model), exact_float32(), torch.no_grad():
+        with exact(model), torch.no_grad():
             for batch in Mixture([data], device_of(model), augment=False).epoch(torch.arange(len(data)).split(batch_size), 0):
                 count(batch.ids, forward=1)
                 model(batch.images)

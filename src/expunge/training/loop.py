@@ -1,10 +1,11 @@
 """The one training loop. Originals, retrained models, shadow models and every method that takes gradient steps go through `sgd`."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .. import progress
 from ..checks import choose
@@ -17,10 +18,10 @@ from ..rng import draw_seed
 from ..spectral.control import SpectralControl
 from .captured import CapturedStep, own_stream, recorder
 from .distributed import across_ranks, drawn_across_ranks
-from .objectives import Objective, cross_entropy
+from .objectives import Enough, Objective, cross_entropy
 from .orders import Order, shuffled
 from .schedules import Constant, Schedule
-from .step import EagerStep, Mask, Stepper, batchnorms, single_sample_batchnorm  # noqa: F401, methods find the last one here
+from .step import EagerStep, Mask, Stepper, batchnorms
 
 BATCHNORM = ("train", "frozen_statistics", "frozen")
 OPTIMIZERS = ("sgd", "adam")
@@ -58,7 +59,7 @@ def sgd(
     Args:
         model: any module that maps images in [0, 1] to logits.
         data: one set of samples or several.
-        objective: (model, batch) → scalar to minimise.
+        objective: (model, batch) → scalar to minimise; it may raise `Enough` to end the training.
         epochs: passes over the data, ≥ 0.
         lr: peak step size per mini-batch of mean loss, ≥ 0.
         batch_size: ≥ 1. momentum, weight_decay, nesterov: as in torch.optim.SGD.
@@ -81,12 +82,27 @@ def sgd(
         ConfigError: an unknown option. DataError: no sample. ModelError: the loss or a weight became NaN or infinite.
 
     Cost: `epochs` forward and backward passes over the data.
+
+    Example:
+        >>> import torch, expunge
+        >>> train, test = expunge.load_data("digits")
+        >>> _ = torch.manual_seed(0)
+        >>> model = expunge.architecture("small", train)()
+        >>> sgd(model, train, epochs=3, lr=0.1, seed=0)
+        >>> bool((expunge.logits_of(model, test).argmax(1) == test.labels).float().mean() > 0.5)
+        True
     """
     _check_options(epochs, lr, batch_size, batchnorm, clip, mask, optimizer)
     device = device_of(model)
     mixture = Mixture([data] if isinstance(data, Samples) else data, device, augment=augment, seed=draw_seed() if seed is None else seed)
-    settings = dict(lr=lr, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov, optimizer=optimizer, precision=precision)
-    with own_stream(device), prepared(model, mixture, objective, mask=mask, batchnorm=batchnorm, frozen=frozen, **settings) as step:
+    settings: dict[str, Any] = dict(
+        lr=lr, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov, optimizer=optimizer, precision=precision
+    )
+    with (
+        own_stream(device),
+        prepared(model, mixture, objective, mask=mask, batchnorm=batchnorm, frozen=frozen, **settings) as step,
+        contextlib.suppress(Enough),
+    ):
         for _ in steps(
             step, epochs=epochs, lr=lr, batch_size=batch_size, schedule=schedule, clip=clip, order=order, after_epoch=after_epoch, stage=stage,
         ):  # fmt: skip
@@ -105,15 +121,17 @@ def prepared(
     exact = exact_float32() if precision == "float32" else contextlib.nullcontext()
     with exact, fast_layout(model, first) as layout, _trainable(model, mask, batchnorm, frozen) as parameters:
         whole = not is_sharded(model)  # FSDP has no fused step, and steps of a part of the weights know no lr on a device
+        rate: float | Tensor = lr
         if whole and (record or device.type == "cuda"):  # a recording reads the learning rate where it lies; CUDA's kernels want float32
-            lr = torch.tensor(lr, device=device, dtype=torch.float32 if device.type == "cuda" else torch.float64)
+            rate = torch.tensor(lr, device=device, dtype=torch.float32 if device.type == "cuda" else torch.float64)
+        moved_by: torch.optim.Optimizer
         if optimizer == "adam":
-            stepper = torch.optim.Adam(
-                parameters, lr=lr, weight_decay=weight_decay, fused=whole, capturable=whole and device.type == "cuda"
+            moved_by = torch.optim.Adam(
+                parameters, lr=rate, weight_decay=weight_decay, fused=whole, capturable=whole and device.type == "cuda"
             )
         else:
-            stepper = torch.optim.SGD(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov, fused=whole)
-        step = EagerStep(model, parameters, stepper, objective, mixture, layout=layout, dtype=dtype, mask=mask)
+            moved_by = torch.optim.SGD(parameters, lr=rate, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov, fused=whole)
+        step = EagerStep(model, parameters, moved_by, objective, mixture, layout=layout, dtype=dtype, mask=mask)
         yield CapturedStep(step, record) if record else step
 
 
@@ -121,7 +139,7 @@ def steps(
     step: Stepper, *,
     epochs: int, lr: float, batch_size: int, schedule: Schedule | None = None, clip: SpectralControl | None = None, order: Order = shuffled,
     after_epoch: Callable[[int], bool | None] | None = None, stage: str = "training",
-) -> Iterator[None]:  # fmt: skip
+) -> Generator[None, None, None]:  # fmt: skip
     """The whole training of a `prepared` model, with the arguments of `sgd`: one step whenever the next item is asked for, so that several models can take turns."""
     mixture, schedule = step.mixture, schedule or Constant()
     ids, sizes = torch.cat([source.ids for source in mixture.sources]), [len(source) for source in mixture.sources]
@@ -174,9 +192,12 @@ def _check_options(
     epochs: int, lr: float, batch_size: int, batchnorm: str, clip: SpectralControl | None, mask: Mask | None, optimizer: str
 ) -> None:
     if not isinstance(epochs, int) or epochs < 0 or batch_size < 1 or not lr >= 0:
-        raise ConfigError(f"sgd needs epochs ≥ 0, batch_size ≥ 1 and lr ≥ 0; got epochs={epochs!r}, batch_size={batch_size!r}, lr={lr!r}.")
-    choose("batchnorm mode", batchnorm, BATCHNORM, "")
-    choose("optimizer", optimizer, OPTIMIZERS, "")
+        raise ConfigError(
+            f"sgd needs epochs ≥ 0, batch_size ≥ 1 and lr ≥ 0; got epochs={epochs!r}, batch_size={batch_size!r}, lr={lr!r}. "
+            "Pass whole numbers, and lr=0.01, say."
+        )
+    choose("batchnorm mode", batchnorm, BATCHNORM)
+    choose("optimizer", optimizer, OPTIMIZERS)
     if clip is not None and mask is not None:
         raise ConfigError("a mask keeps weights as they are, and a spectral control changes them; got both. Pass one of them.")
 

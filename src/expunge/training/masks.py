@@ -7,12 +7,11 @@ from typing import final
 
 import numpy as np
 import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from ..errors import ModelError, StoreError
-from ..store.files import write_file
+from ..store.files import check_file, write_tensors
 
 FORMAT = "expunge mask 1"
 
@@ -97,18 +96,34 @@ def save_mask(mask: Mapping[str, Tensor], path: str | Path) -> None:
 
     Raises:
         ModelError: a tensor is not of bools. StoreError: the file cannot be written.
+
+    Example:
+        >>> import tempfile, torch
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_mask({"head.weight": torch.tensor([True, False])}, f"{folder}/mask.safetensors")
+        ...     load_mask(f"{folder}/mask.safetensors")
+        <WeightMask: 1 of 2 weights>
     """
     mask = WeightMask(mask)
     header = {"format": FORMAT, "shapes": json.dumps({name: list(shape) for name, shape in mask.shapes.items()})}
-    write_file(Path(path), safetensors.torch.save(mask.bits, header))
+    write_tensors(Path(path), mask.bits, header)
 
 
 def load_mask(path: str | Path) -> WeightMask:
     """Reads a mask that `save_mask` wrote.
 
     Raises:
-        StoreError: there is no such file, or it is damaged, or holds something else.
+        MissingError: no such file.
+        StoreError: the file is damaged, or holds something else.
+
+    Example:
+        >>> import tempfile, torch
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_mask({"head.weight": torch.tensor([True, False])}, f"{folder}/mask.safetensors")
+        ...     load_mask(f"{folder}/mask.safetensors")["head.weight"]
+        tensor([ True, False])
     """
+    check_file(path, "mask file", "Make it with save_mask(mask, path).")
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             header = file.metadata() or {}

@@ -1,15 +1,21 @@
 """What one training step minimises: a function of (model, batch) that returns a scalar."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from ..data.mixture import Batch
 from ..types import Logits
+from .sharding import whole
 
 Objective = Callable[[nn.Module, Batch], Tensor]
+
+
+class Enough(Exception):
+    """An objective raises it where the model is as it should be: `sgd` ends before this step."""
 
 
 def cross_entropy(model: nn.Module, batch: Batch, label_smoothing: float = 0.0) -> Tensor:
@@ -25,6 +31,11 @@ def smoothed_cross_entropy(label_smoothing: float) -> Objective:
 def negated_cross_entropy(model: nn.Module, batch: Batch) -> Tensor:
     """Minus the mean cross-entropy: minimising it is gradient ascent. It has no lower bound."""
     return -cross_entropy(model, batch)
+
+
+def l1_norm(weights: Iterable[Tensor]) -> Tensor:
+    """The sum of all absolute weights, also where ranks share them out."""
+    return whole(torch.stack([w.abs().sum() for w in weights]).sum())
 
 
 def distillation(student: Logits, teacher: Logits, temperature: float = 1.0) -> Tensor:

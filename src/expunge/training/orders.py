@@ -39,7 +39,9 @@ def paired(sizes: Sequence[int], batch_size: int, seed: int, epoch: int) -> list
     """In every step a batch of the first set and one of the second: every sample of the first once, and the second, shuffled and augmented anew each time that it has
     been gone through, as often as that takes. No sample is twice in a step. Two sets."""
     n, m = sizes
-    visits, waiting, batches = [], [], _batches(permutation(n, seed, epoch), batch_size)
+    visits: list[Visit] = []
+    waiting: list[Tensor] = []
+    batches = _batches(permutation(n, seed, epoch), batch_size)
     for step, batch in enumerate(batches):
         number = epoch * len(batches) + step
         waiting = waiting or _batches(permutation(m, derive(seed, 1), number), batch_size)

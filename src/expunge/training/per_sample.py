@@ -10,7 +10,7 @@ is taken where all trainable weights are in Linear, Conv2d and BatchNorm layers 
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +22,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..costs import count
 from ..data.images import Samples
 from ..data.mixture import Batch, Mixture
-from ..device import device_of, exact_float32
+from ..device import device_of, exact, plain_attention
 from ..errors import ConfigError, ModelError
-from ..modes import eval_mode
 
 Losses = Callable[[Tensor, Tensor], Iterable[tuple[Tensor, Tensor]]]
 """(logits (B, K), labels (B,)) → one or several pairs of losses (B,) and weights ≥ 0 (B,), each from its own row alone."""
@@ -152,9 +151,8 @@ def _means(
 def _batches(
     model: nn.Module, samples: Samples, losses: Losses, batch_size: int, by_layers: bool | None
 ) -> Iterator[tuple[Batch, Iterator[Piece]]]:
-    device = device_of(model)
-    mixture = Mixture([samples], device, augment=False)
-    with eval_mode(model), exact_float32(), torch.autocast(device.type, enabled=False):
+    mixture = Mixture([samples], device_of(model), augment=False)
+    with exact(model):
         few = next(mixture.epoch([torch.arange(min(3, len(samples)))], 0))
         fits = by_layers is not False and _fit(model, few)
         if by_layers and not fits:
@@ -178,7 +176,8 @@ def _by_function(model: nn.Module, batch: Batch, losses: Losses) -> Iterator[Pie
     most = max(1, WHOLE // sum(p.numel() for p in parameters.values()))
     for at in torch.arange(len(batch.ids)).split(most):
         rows = slice(int(at[0]), int(at[-1]) + 1)
-        gradients, weights = gradients_of(parameters, batch.images[rows], batch.labels[rows])
+        with plain_attention():
+            gradients, weights = gradients_of(parameters, batch.images[rows], batch.labels[rows])
         count(batch.ids[rows], forward=1, backward=weights.shape[1])
         for name, g in gradients.items():
             yield Piece(
@@ -218,7 +217,6 @@ def _watched(model: nn.Module, images: Tensor) -> tuple[Tensor, list[tuple[str, 
 def _of_layer(layer: nn.Module, name: str, x: Tensor, g: Tensor, weights: Tensor) -> Iterator[Piece]:
     """The samples' gradients of one layer, from its inputs x and the gradients g at its outputs."""
     prefix, own = f"{name}." if name else "", dict(layer.named_parameters(recurse=False))
-    formula = _of_convolution if isinstance(layer, nn.Conv2d) else _of_linear if isinstance(layer, nn.Linear) else _of_norm
     numbers = max(p.numel() for p in own.values())
     if isinstance(layer, nn.Conv2d):
         numbers = max(numbers, g[0, 0].numel() * layer.weight[0].numel() * layer.groups)  # patches of an image
@@ -226,13 +224,19 @@ def _of_layer(layer: nn.Module, name: str, x: Tensor, g: Tensor, weights: Tensor
     for first in range(0, len(x), most):
         rows = slice(first, first + most)
         if own["weight"].requires_grad:
-            shaped = partial(_channels_first if isinstance(layer, nn.Conv2d) else _shaped, layer.weight.shape)
-            yield Piece(f"{prefix}weight", rows, formula(layer, x[rows], g[rows]), weights[rows], shaped)
+            shaped = partial(_channels_first if isinstance(layer, nn.Conv2d) else _shaped, own["weight"].shape)
+            yield Piece(f"{prefix}weight", rows, _of_weight(layer, x[rows], g[rows]), weights[rows], shaped)
         if "bias" in own and own["bias"].requires_grad:
             part = g[rows]
             linear = isinstance(layer, nn.Linear)
             sums = part.reshape(len(part), -1, part.shape[-1]).sum(1) if linear else part.reshape(*part.shape[:2], -1).sum(2)
-            yield Piece(f"{prefix}bias", rows, sums, weights[rows], partial(_shaped, layer.bias.shape))
+            yield Piece(f"{prefix}bias", rows, sums, weights[rows], partial(_shaped, own["bias"].shape))
+
+
+def _of_weight(layer: nn.Module, x: Tensor, g: Tensor) -> Tensor:
+    if isinstance(layer, nn.Conv2d):
+        return _of_convolution(layer, x, g)
+    return _of_linear(layer, x, g) if isinstance(layer, nn.Linear) else _of_norm(cast(_BatchNorm, layer), x, g)
 
 
 def _shaped(shape: torch.Size, numbers: Tensor) -> Tensor:
@@ -249,12 +253,14 @@ def _of_linear(layer: nn.Linear, x: Tensor, g: Tensor) -> Tensor:
 
 def _of_norm(layer: _BatchNorm, x: Tensor, g: Tensor) -> Tensor:
     shape = (-1, *[1] * (x.ndim - 2))
-    return (g * (x - layer.running_mean.view(shape))).reshape(*g.shape[:2], -1).sum(2) * (layer.running_var + layer.eps).rsqrt()
+    mean, var = layer.get_buffer("running_mean"), layer.get_buffer("running_var")
+    return (g * (x - mean.view(shape))).reshape(*g.shape[:2], -1).sum(2) * (var + layer.eps).rsqrt()
 
 
 def _of_convolution(layer: nn.Conv2d, x: Tensor, g: Tensor) -> Tensor:
     """Gradients in the order (outputs, kernel height, kernel width, inputs), because patches of images with the channels last are copied several times faster."""
-    (down, right), (stride_y, stride_x), (apart_y, apart_x), groups = layer.padding, layer.stride, layer.dilation, layer.groups
+    (stride_y, stride_x), (apart_y, apart_x), groups = layer.stride, layer.dilation, layer.groups
+    down, right = cast(tuple[int, int], layer.padding)
     x = functional.pad(x, (right, right, down, down)).permute(0, 2, 3, 1).contiguous()
     (n, _, width, channels), (height_out, width_out), kernel = x.shape, g.shape[2:], layer.kernel_size
     line, inside = width * channels, channels // groups

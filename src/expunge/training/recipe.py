@@ -93,6 +93,13 @@ def train_model(
         ModelError: `build` returns no module, or one that it returned before, or its outputs do not fit the labels, or the loss diverges.
 
     Cost: `recipe.epochs` forward and backward passes over `train`.
+
+    Example:
+        >>> import expunge
+        >>> train, test = expunge.load_data("digits")
+        >>> model = train_model(expunge.architecture("small", train), train, expunge.Recipe(epochs=3), seed=0)
+        >>> bool((expunge.logits_of(model, test).argmax(1) == test.labels).float().mean() > 0.5)
+        True
     """
     with torch.inference_mode(False), torch.enable_grad(), fork(seed), _progress.listen(progress):
         model = new_model(build, train, resolve_device(device))

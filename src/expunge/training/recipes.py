@@ -31,7 +31,7 @@ def recipe(name: str, **changes: Any) -> Recipe:
     """
     made = RECIPES[choose("recipe", name, RECIPES, "`expunge list recipes` shows all.")]()
     for field in changes:
-        choose("setting of Recipe", field, (f.name for f in dataclasses.fields(Recipe)), "")
+        choose("setting of Recipe", field, (f.name for f in dataclasses.fields(Recipe)))
     return dataclasses.replace(made, **changes)
 
 

@@ -25,7 +25,7 @@ def reset(modules: Sequence[nn.Module]) -> None:
     if wanting is not None:
         raise ModelError(
             f"every layer that is to start anew must have a reset_parameters method, as PyTorch's own layers do; got {type(wanting).__name__} without one. "
-            "Give the class one that draws its weights. EUk: choose a smaller k, or use Retrain."
+            "Give the class one that draws its weights, or let fewer layers start anew."
         )
     for module in modules:
         if isinstance(module, _NormBase) and module not in changing:  # frozen weights; what it has seen goes all the same

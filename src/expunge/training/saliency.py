@@ -7,10 +7,9 @@ from torch.nn import functional
 from ..costs import count
 from ..data.images import Samples
 from ..data.mixture import Mixture
-from ..device import device_of, exact_float32
+from ..device import device_of, exact
 from ..errors import ConfigError
-from ..modes import eval_mode
-from .loop import Mask
+from .step import Mask
 
 
 def saliency_mask(model: nn.Module, forget: Samples, ratio: float, *, batch_size: int = 256) -> Mask:
@@ -26,12 +25,19 @@ def saliency_mask(model: nn.Module, forget: Samples, ratio: float, *, batch_size
 
     Cost: one forward and backward pass over D_F.
     Paper: Fan et al., "SalUn", ICLR 2024, arXiv:2310.12508.
+
+    Example:
+        >>> import expunge
+        >>> train, _ = expunge.load_data("digits")
+        >>> mask = saliency_mask(expunge.architecture("small", train)(), train.subset([17, 42]), 0.5)
+        >>> sum(int(part.sum()) for part in mask.values()) / sum(part.numel() for part in mask.values())
+        0.5
     """
     _check_ratio(ratio)
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     gradient = [torch.zeros_like(p) for p in parameters.values()]
     mixture = Mixture([forget], device_of(model), augment=False)
-    with eval_mode(model), exact_float32():
+    with exact(model):
         for batch in mixture.epoch(torch.arange(len(forget)).split(batch_size), 0):
             loss = functional.cross_entropy(model(batch.images).float(), batch.labels, reduction="sum")
             parts = torch.autograd.grad(loss, list(parameters.values()), materialize_grads=True)
@@ -52,7 +58,7 @@ def random_mask(model: nn.Module, ratio: float) -> Mask:
 
 def _check_ratio(ratio: float) -> None:
     if not 0 < ratio <= 1:
-        raise ConfigError(f"mask ratio must lie in (0, 1]; got {ratio!r}.")
+        raise ConfigError(f"mask ratio must lie in (0, 1]; got {ratio!r}. Pass 0.5 for half of the weights.")
 
 
 def _largest(values: dict[str, torch.Tensor], ratio: float) -> Mask:

@@ -20,7 +20,12 @@ class Schedule(ABC):
 @final
 @dataclass(frozen=True, kw_only=True)
 class Constant(Schedule):
-    """The same learning rate all the time."""
+    """The same learning rate all the time.
+
+    Example:
+        >>> Constant()(5.0, 10)
+        1.0
+    """
 
     def __call__(self, done: float, epochs: int) -> float:
         return 1.0
@@ -59,7 +64,7 @@ class MultiStep(Schedule):
         (1.0, 0.1)
     """
 
-    milestones: tuple[int, ...] = setting()
+    milestones: tuple[int, ...]
     gamma: float = setting(0.1, gt=0, le=1)
 
     def __post_init__(self) -> None:
@@ -99,7 +104,13 @@ class Triangular(Schedule):
 @final
 @dataclass(frozen=True, kw_only=True)
 class Cosine(Schedule):
-    """Rises linearly during the first `warmup` share of the epochs, then falls to 0 along half a cosine."""
+    """Rises linearly during the first `warmup` share of the epochs, then falls to 0 along half a cosine.
+
+    Example:
+        >>> schedule = Cosine()
+        >>> schedule(1.0, 10), schedule(5.0, 10) > schedule(9.0, 10)
+        (1.0, True)
+    """
 
     warmup: float = setting(0.1, ge=0, lt=1)
 

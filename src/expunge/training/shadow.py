@@ -42,6 +42,15 @@ class ShadowModels:
             exactly M / 2.
         n_train: how many columns are the training set.
         ids: int64 (N,), the id of each column's sample within its own set; None = positions there.
+
+    Example:
+        >>> import tempfile, expunge
+        >>> train, test = (data.subset(range(60)) for data in expunge.load_data("digits"))
+        >>> build, recipe = expunge.architecture("small", train), expunge.Recipe(epochs=1)
+        >>> with tempfile.TemporaryDirectory() as store:
+        ...     shadows = expunge.train_shadow_models(build, train, test, n=2, recipe=recipe, store=store, executor="serial")
+        >>> shadows.logits.shape, shadows.included.sum(0).unique().tolist()  # every sample is in one of the two
+        (torch.Size([2, 120, 10]), [1])
     """
 
     logits: Tensor
@@ -129,6 +138,14 @@ def train_shadow_models(
         ModelError: a model diverged or does not fit the data. StoreError: the store cannot be written.
 
     Cost: n × `recipe.epochs` passes over half of the samples, and n × one over all.
+
+    Example:
+        >>> import tempfile, expunge
+        >>> train, test = (data.subset(range(60)) for data in expunge.load_data("digits"))
+        >>> build, recipe = expunge.architecture("small", train), expunge.Recipe(epochs=1)
+        >>> with tempfile.TemporaryDirectory() as store:
+        ...     len(train_shadow_models(build, train, test, n=2, recipe=recipe, store=store, executor="serial"))
+        2
     """
     tasks = shadow_tasks(build, train, test, n=n, recipe=recipe, seed=seed, balanced=balanced)
     samples = pool(train, test)

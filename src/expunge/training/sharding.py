@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import ConfigError, ModelError
 from ..ranks import Ranks
@@ -55,7 +55,12 @@ def _units(model: nn.Module) -> list[nn.Module]:
 def write_back(twin: nn.Module, model: nn.Module) -> None:
     """Puts the twin's weights together, one after the other, and copies them and its buffers to the model."""
     for theirs, mine in zip((*twin.parameters(), *twin.buffers()), (*model.parameters(), *model.buffers()), strict=True):
-        mine.copy_(theirs.full_tensor() if hasattr(theirs, "full_tensor") else theirs)
+        mine.copy_(whole(theirs))
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor itself, or what the ranks' parts of it are together."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def digest(model: nn.Module) -> str:
@@ -84,7 +89,7 @@ def options_for(twin: nn.Module, model: nn.Module, options: dict[str, Any]) -> d
         names = {module: name for name, module in model.named_modules()}
         options["frozen"] = [twin.get_submodule(names[module]) for module in options["frozen"]]
     if options.get("mask") is not None:
-        parameters = dict(twin.named_parameters())
+        parameters: dict[str, Any] = dict(twin.named_parameters())  # DTensors, which know where their parts are
         options["mask"] = {
             name: distribute_tensor(part.to(parameters[name].device), parameters[name].device_mesh, parameters[name].placements)
             for name, part in options["mask"].items()
@@ -115,6 +120,6 @@ def check_unused(model: nn.Module) -> None:
     """Raises ModelError if an objective trains weights of the model itself, which it remembers, instead of the twin that it is given."""
     if any(parameter.grad is not None for parameter in model.parameters()):
         raise ModelError(
-            "an objective must use the model that it is called with where weights are shared out; this one uses weights that it remembers (as l1_sparse does). Use "
+            "an objective must use the model that it is called with where weights are shared out; this one uses weights that it remembers. Use "
             "distributed() without shard."
         )

@@ -8,7 +8,7 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, Future
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -18,7 +18,7 @@ from ..errors import ExpungeError, ModelError
 from ..progress import Progress, listen, report
 from ..store import POLL, Cell, Store
 from .board import Board
-from .executors import AnyExecutor, SerialExecutor, WorkerDied, check_workers, launcher_of
+from .executors import AnyExecutor, SerialExecutor, SharingExecutor, WorkerDied, check_workers, launcher_of
 
 LATE = 120.0  # seconds
 
@@ -118,13 +118,13 @@ class _Run:
 
     def __init__(self, todo: dict[str, Work], device: str, board: Board, settled: Callable[[Work], None]) -> None:
         self.todo, self.device, self.board, self.settled = todo, device, board, settled
-        self.events: queue.SimpleQueue[Progress | Future] = queue.SimpleQueue()
+        self.events: queue.SimpleQueue[Progress | Future[Any]] = queue.SimpleQueue()
         self.left = list(todo.values())
-        self.running: dict[Future, Work] = {}
+        self.running: dict[Future[Any], Work] = {}
         self.failures: dict[Work, ExpungeError] = {}
         self.flags: dict[tuple[type[Warning], str], None] = {}
 
-    def work(self, executor: Executor) -> None:
+    def work(self, executor: SharingExecutor) -> None:
         """Returns when every cell is done or has failed."""
         waiting, busy = deque(self.left), []
         serial = isinstance(executor, SerialExecutor)  # works inside `submit`: one at a time, or a failure would show at the very end
@@ -148,12 +148,12 @@ class _Run:
         if self.failures:
             raise _summary(self.failures, len(self.todo), things, done)
 
-    def _submit(self, executor: Executor, work: Work) -> None:
+    def _submit(self, executor: SharingExecutor, work: Work) -> None:
         future = executor.submit(_finish, work, self.device)
         self.running[future] = work
         future.add_done_callback(self.events.put)
 
-    def _settle(self, future: Future) -> list[Work]:
+    def _settle(self, future: Future[Any]) -> list[Work]:
         """Notes what became of a cell; returns it if another process is at it."""
         work, error = self.running.pop(future), future.exception()
         if isinstance(error, ModelError | WorkerDied):

@@ -84,7 +84,7 @@ class SISA:
         Args:
             aggregate: "mean" of the models' probabilities, or "votes" for their first choices, ties broken by that mean.
         """
-        choose("way to aggregate", aggregate, AGGREGATES, "")
+        choose("way to aggregate", aggregate, AGGREGATES)
         models = []
         for checkpoint in (checkpoints[-1] for checkpoints in self.checkpoints):
             if checkpoint is not None:
@@ -146,7 +146,8 @@ class SISA:
         return [((shards == shard) & (slices == r)).nonzero().flatten() for r in range(self.slices)]
 
     def _visits(self, stages: Sequence[tuple[int, int]]) -> int:
-        epochs, sizes = epochs_of_slices(self.recipe.epochs, self.slices), {}
+        epochs = epochs_of_slices(self.recipe.epochs, self.slices)
+        sizes: dict[int, list[int]] = {}
         for s, _ in stages:
             sizes[s] = sizes.get(s) or torch.tensor([len(m) for m in self._members(s)]).cumsum(0).tolist()
         return sum(epochs[r] * sizes[s][r] for s, r in stages)
@@ -195,6 +196,13 @@ def train_sisa(
     Paper: Bourtoule et al., "Machine Unlearning", IEEE S&P 2021, arXiv:1912.03817.
     Departures: shards are drawn sample by sample, not cut to equal sizes; all models have the same weight. The authors' code does not switch to eval mode where it
     aggregates.
+
+    Example:
+        >>> import expunge
+        >>> train = expunge.load_data("digits").train.subset(range(60))
+        >>> sisa = train_sisa(expunge.architecture("small", train), train, expunge.Recipe(epochs=1), shards=2, executor="serial")
+        >>> expunge.logits_of(sisa.model(), train).shape
+        torch.Size([60, 10])
     """
     for name, value in (("shards", shards), ("slices", slices)):
         if not is_integer(value, 1):
@@ -205,7 +213,7 @@ def train_sisa(
             f"recipe.epochs must be at least {math.ceil((slices + 1) / 2)} for {slices} slices, so that each gets an epoch; got {recipe.epochs}. "
             "Train longer, or with fewer slices."
         )
-    store = store if store is None or isinstance(store, Store) else Store(store)
+    store = store if store is None or isinstance(store, Store) else Store(Path(store))
     whole = _rooted(train, torch.arange(len(train)))
     return _complete(SISA(whole, build, recipe, shards, slices, seed, store, ((),) * shards, ()), executor, workers, device)
 
@@ -245,15 +253,15 @@ def _complete(ensemble: SISA, executor: AnyExecutor, workers: int | str, device:
 
 
 def _jobs(ensemble: SISA) -> Iterator[Job]:
-    recipe, cells = ensemble.recipe, ensemble.store is not None
+    recipe, store = ensemble.recipe, ensemble.store
     recipes = [dataclasses.replace(recipe, epochs=e) for e in epochs_of_slices(recipe.epochs, ensemble.slices)]
-    digest = digest_of_layers(ensemble.build) if cells else ""
+    digest = digest_of_layers(ensemble.build) if store is not None else ""
     for shard, kept in enumerate(ensemble.checkpoints):
         members, stages = ensemble._members(shard), []
         for r in range(len(kept), ensemble.slices):
             positions = torch.cat(members[: r + 1]).sort().values
             if len(positions):  # a shard has no model before its first sample
-                cell = ensemble.store.cell("sisa", _spec(ensemble, shard, members[: r + 1], digest)) if cells else None
+                cell = None if store is None else store.cell("sisa", _spec(ensemble, shard, members[: r + 1], digest))
                 stages.append(Stage(positions, recipes[r], derive(ensemble.seed, TRAINING, shard, r), cell))
         yield Job(shard, ensemble.build, kept[-1] if kept else None, stages)
 

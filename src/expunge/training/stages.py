@@ -1,6 +1,7 @@
 """A training in stages: each goes on from the weights of the one before it, with other samples. What a worker does for `train_sisa`."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -34,19 +35,20 @@ class Job:
 
 def train_stages(data: Samples, job: Job, device: str) -> list[State | Cell]:
     """The checkpoint after each stage: weights on the CPU, or the cell that they are in."""
-    checkpoint, made = job.start, []
+    checkpoint = job.start
+    made: list[State | Cell] = []
     for stage in job.stages:
         if stage.cell is None:
             checkpoint = _trained(data, job.build, stage, checkpoint, device)
         else:
-            stage.cell.ensure(lambda stage=stage, before=checkpoint: _store(data, job.build, stage, before, device))
+            stage.cell.ensure(partial(_store, stage.cell, data, job.build, stage, checkpoint, device))
             checkpoint = stage.cell
         made.append(checkpoint)
     return made
 
 
-def _store(data: Samples, build: Build, stage: Stage, before: State | Cell | None, device: str) -> None:
-    stage.cell.finish({"n_train": len(stage.positions), "torch": torch.__version__}, _trained(data, build, stage, before, device))
+def _store(cell: Cell, data: Samples, build: Build, stage: Stage, before: State | Cell | None, device: str) -> None:
+    cell.finish({"n_train": len(stage.positions), "torch": torch.__version__}, _trained(data, build, stage, before, device))
 
 
 def _trained(data: Samples, build: Build, stage: Stage, before: State | Cell | None, device: str) -> State:

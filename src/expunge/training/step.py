@@ -22,10 +22,11 @@ class Stepper(Protocol):
     """What the loop calls: `EagerStep`, or the same recorded once and replayed (captured.py)."""
 
     model: nn.Module
-    mixture: Mixture
     parameters: list[nn.Parameter]
     replaying: bool  # whether the last step was a recording, in which no line of Python runs
 
+    @property
+    def mixture(self) -> Mixture: ...
     def __call__(self, drawn: Drawn | Batch, epoch: int) -> None: ...
     def set_lr(self, lr: float) -> None: ...
     def take_loss(self) -> float: ...
@@ -66,6 +67,7 @@ class EagerStep:
     def compute(self, batch: Batch, epoch: int) -> None:
         """Forward, backward, the optimiser's step, and the loss added up: nothing but operations on the device."""
         batch = dataclasses.replace(batch, images=batch.images.contiguous(memory_format=self.layout), epoch=epoch)
+        torch.clear_autocast_cache()  # a caller's autocast keeps copies of weights until its end: some without gradients, and below those from before the step
         with (
             single_sample_batchnorm(self.model, len(batch.images)),
             torch.autocast(batch.images.device.type, self.dtype, enabled=self.dtype != torch.float32),
@@ -75,6 +77,7 @@ class EagerStep:
         loss.backward()
         self.optimizer.step()
         self.restore()
+        torch.clear_autocast_cache()
         self.loss += loss.detach()
 
     def after(self) -> None:
@@ -124,12 +127,15 @@ class _Restore:
     """Puts masked-out weights back to their first values after a step; zeroing gradients alone would let weight decay and momentum move them."""
 
     def __init__(self, model: nn.Module, mask: Mask | None) -> None:
-        self.frozen = []
-        for name, parameter in model.named_parameters() if mask is not None else ():
-            if name in mask:
-                if mask[name].shape != parameter.shape:
-                    raise ModelError(f"the mask of {name} must have shape {tuple(parameter.shape)}; got {tuple(mask[name].shape)}.")
-                self.frozen.append((parameter, ~mask[name].to(parameter.device), parameter.detach().clone()))
+        self.frozen: list[tuple[nn.Parameter, Tensor, Tensor]] = []
+        for name, parameter in model.named_parameters():
+            part = None if mask is None else mask.get(name)
+            if part is not None:
+                if part.shape != parameter.shape:
+                    raise ModelError(
+                        f"the mask of {name} must have shape {tuple(parameter.shape)}; got {tuple(part.shape)}. Make it with this architecture."
+                    )
+                self.frozen.append((parameter, ~part.to(parameter.device), parameter.detach().clone()))
 
     @torch.no_grad()
     def __call__(self) -> None:

@@ -35,7 +35,7 @@ class Teacher:
         if not self.remembers:
             return self._asked(batch)
         rows = torch.searchsorted(self.ids, batch.ids.cpu())
-        if not self.known[rows].all():
+        if self.answers is None or not self.known[rows].all():
             answers = self._asked(batch)
             if self.answers is None:
                 self.answers = answers.new_empty(len(self.ids), answers.shape[1])

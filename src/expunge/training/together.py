@@ -4,12 +4,10 @@ place has recorded serves every model that is trained there. The models are thos
 
 import copy
 import dataclasses
-import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import final
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -19,7 +17,7 @@ from ..data.mixture import Mixture
 from ..device import resolve_device
 from ..errors import ConfigError, ModelError
 from ..progress import Progress, listen
-from ..rng import check_seed, draw_seed
+from ..rng import check_seed, cpu_states, draw_seed, seed_cpu, set_cpu_states
 from .captured import side_stream
 from .loop import prepared, steps
 from .objectives import smoothed_cross_entropy
@@ -117,7 +115,7 @@ class Place:
         self.build, self.recipe, self.device, self.stack = build, recipe, device, stack
         self.stream, self.host, self.gpu = side_stream(device, number), _HostRandomness(), _GpuRandomness(device)
         self.step: Stepper | None = None
-        self.course: Iterator[None] | None = None
+        self.course: Generator[None, None, None] | None = None
 
     def begin(self, number: int, training: tuple[Samples, int]) -> Trained | None:
         """Starts a training; what became of it if it could not even begin."""
@@ -155,6 +153,7 @@ class Place:
 
     def advance(self, progress: Callable[[int, Progress], None] | None = None) -> Trained | None:
         """One more step; the model when it is done."""
+        assert self.step is not None and self.course is not None  # it has begun
         # A step that is replayed draws nothing from the CPU's generators, and to change these takes longer than to start it.
         host = nullcontext() if self.step.replaying and self.recipe.clip is None else self.host
         heard = listen(lambda p: progress(self.number, p)) if progress else nullcontext()
@@ -162,7 +161,7 @@ class Place:
             with torch.inference_mode(False), torch.enable_grad(), torch.cuda.stream(self.stream), heard, host, self.gpu:
                 next(self.course)
         except StopIteration:
-            return self._finish()
+            return self._finish(self.step)
         except ModelError as error:
             self.course = None
             return Trained(self.number, None, error)
@@ -173,9 +172,9 @@ class Place:
         if self.stream is not None:
             torch.cuda.current_stream(self.device).wait_stream(self.stream)
 
-    def _finish(self) -> Trained:
+    def _finish(self, step: Stepper) -> Trained:
         self.join()
-        copy_weights(self.step.model, self.model)
+        copy_weights(step.model, self.model)
         self.course, model = None, self.model
         return Trained(self.number, model.eval())
 
@@ -184,21 +183,19 @@ class _HostRandomness:
     """The CPU's generators as a training alone would find them, inside the block; outside, they wait where they were left."""
 
     def __init__(self) -> None:
-        self.states = _states()
+        self.states = cpu_states()
 
     def seed(self, seed: int) -> None:
         """As `fork` does, inside the block."""
-        random.seed(seed)
-        np.random.seed(seed % 2**32)
-        torch.default_generator.manual_seed(seed)
+        seed_cpu(seed)
 
     def __enter__(self) -> None:
-        self.outer = _states()
-        _set(self.states)
+        self.outer = cpu_states()
+        set_cpu_states(self.states)
 
     def __exit__(self, *error: object) -> None:
-        self.states = _states()
-        _set(self.outer)
+        self.states = cpu_states()
+        set_cpu_states(self.outer)
 
 
 class _GpuRandomness:
@@ -223,13 +220,3 @@ class _GpuRandomness:
         if self.generator is not None:
             self.state = self.generator.graphsafe_get_state()
             self.generator.graphsafe_set_state(self.outer)
-
-
-def _states() -> tuple:
-    return random.getstate(), np.random.get_state(), torch.get_rng_state()
-
-
-def _set(states: tuple) -> None:
-    random.setstate(states[0])
-    np.random.set_state(states[1])
-    torch.set_rng_state(states[2])

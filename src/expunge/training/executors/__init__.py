@@ -1,6 +1,6 @@
 """Where independent pieces of work run: in this process, in a pool of processes, on a Ray cluster, on Slurm, or in an executor of yours.
 
-A `Launcher` is frozen settings, which `launch` turns into a running `concurrent.futures.Executor`. What all of them keep:
+A `Launcher` is frozen settings, which `launch` turns into a running `SharingExecutor`, a `concurrent.futures.Executor`. What all of them keep:
 
     shared objects come before the arguments of every call, and reach each worker once
     progress that a call reports comes back
@@ -15,7 +15,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 
 from ...checks import choose
 from ...errors import ConfigError
-from .base import Launcher, WorkerDied, check_workers
+from .base import Launcher, SharingExecutor, WorkerDied, check_workers
 from .given import Given
 from .processes import ProcessPool
 from .ray import Ray
@@ -33,6 +33,7 @@ __all__ = [
     "Ray",
     "Serial",
     "SerialExecutor",
+    "SharingExecutor",
     "Slurm",
     "WorkerDied",
     "check_workers",

@@ -1,8 +1,8 @@
 """What every place to run calls is: frozen settings that launch an executor."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from concurrent.futures import Executor
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,6 +17,14 @@ from ...progress import Listener
 
 class WorkerDied(ExpungeError):
     """A worker ended before it answered: killed from outside, out of memory, crashed in native code, or its machine has gone."""
+
+
+class SharingExecutor(Executor, ABC):
+    """An executor that puts shared objects before the arguments of every call."""
+
+    @abstractmethod
+    def submit(self, fn: Callable[..., Any], /, *args: Any) -> Future[Any]:  # type: ignore[override]  # the arguments are not all that fn takes
+        """A future of `fn(*shared, *args)`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,14 +43,14 @@ class Launcher(ABC):
     @abstractmethod
     def launch(
         self,
-        shared: tuple,
+        shared: tuple[Any, ...],
         *,
         tasks: Sequence[Any],
         workers: int | str = "auto",
         device: str = "cpu",
         listener: Listener | None = None,
         store: Path | None = None,
-    ) -> Executor:
+    ) -> SharingExecutor:
         """A running executor, to be used as a context manager: leaving the block by an exception ends its workers at once.
 
         Args:

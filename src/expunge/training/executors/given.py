@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar, final
 
 from ...progress import Listener
-from .base import Launcher, WorkerDied, check_workers
+from .base import Launcher, SharingExecutor, WorkerDied, check_workers
 from .reach import Mark, mark
 from .serving import answer, become_worker
 
@@ -22,26 +22,27 @@ class Given(Launcher):
     executor: Executor
 
     def launch(
-        self, shared: tuple, *, tasks: Sequence[Any], workers: int | str = "auto", device: str = "cpu",
+        self, shared: tuple[Any, ...], *, tasks: Sequence[Any], workers: int | str = "auto", device: str = "cpu",
         listener: Listener | None = None, store: Path | None = None,
-    ) -> Executor:  # fmt: skip
+    ) -> SharingExecutor:  # fmt: skip
         check_workers(workers)
         return _Relay(self.executor, pickle.dumps(shared), None if store is None else mark(store))
 
 
 @final
-class _Relay(Executor):
+class _Relay(SharingExecutor):
     def __init__(self, executor: Executor, shared: bytes, seen: Mark | None) -> None:
         self._executor, self._shared, self._seen = executor, shared, seen
-        self._open: set[Future] = set()
+        self._open: set[Future[Any]] = set()
 
-    def submit(self, fn: Callable, /, *args: Any) -> Future:
-        theirs, ours = self._executor.submit(_call, self._shared, self._seen, pickle.dumps((fn, args))), Future()
+    def submit(self, fn: Callable[..., Any], /, *args: Any) -> Future[Any]:  # type: ignore[override]
+        theirs = self._executor.submit(_call, self._shared, self._seen, pickle.dumps((fn, args)))
+        ours: Future[Any] = Future()
         self._open.add(theirs)
         theirs.add_done_callback(lambda _: self._pass_on(theirs, ours))
         return ours
 
-    def _pass_on(self, theirs: Future, ours: Future) -> None:
+    def _pass_on(self, theirs: Future[Any], ours: Future[Any]) -> None:
         self._open.discard(theirs)
         if theirs.cancelled():
             ours.cancel()

@@ -16,7 +16,6 @@ import sys
 import threading
 import types
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Executor
 from dataclasses import dataclass
 from multiprocessing import current_process, resource_tracker
 from multiprocessing.connection import Connection
@@ -29,7 +28,7 @@ import torch.multiprocessing  # teaches multiprocessing to send tensors as share
 from ...checks import setting
 from ...errors import StoreError
 from ...progress import Listener
-from .base import Launcher, check_workers
+from .base import Launcher, SharingExecutor, check_workers
 from .sending import examine
 from .serial import SerialExecutor
 from .serving import become_worker, serve
@@ -57,9 +56,9 @@ class ProcessPool(Launcher):
     retries: int = setting(0, ge=0)
 
     def launch(
-        self, shared: tuple, *, tasks: Sequence[Any], workers: int | str = "auto", device: str = "cpu",
+        self, shared: tuple[Any, ...], *, tasks: Sequence[Any], workers: int | str = "auto", device: str = "cpu",
         listener: Listener | None = None, store: Path | None = None,
-    ) -> Executor:  # fmt: skip
+    ) -> SharingExecutor:  # fmt: skip
         check_workers(workers)
         daemon = current_process().daemon  # may not have children
         if torch.device(device).type != "cpu" or workers == 1 or len(tasks) < 2 or daemon:
@@ -70,12 +69,12 @@ class ProcessPool(Launcher):
                 f"models and data must be such that worker processes can import them; got: {found.obstacle}. "
                 "Move them to a module, or pass workers=1."
             )
-        n = 1 if found.obstacle else min(_cores() if workers == "auto" else workers, len(tasks))
+        n = 1 if found.obstacle else min(_cores() if isinstance(workers, str) else workers, len(tasks))
         return SerialExecutor(shared, device) if n == 1 else process_pool(n, shared, listener, tasks=tasks, retries=self.retries)
 
 
 def process_pool(
-    workers: int, shared: tuple = (), listener: Listener | None = None, *, tasks: Sequence[Any] = (), retries: int = 0
+    workers: int, shared: tuple[Any, ...] = (), listener: Listener | None = None, *, tasks: Sequence[Any] = (), retries: int = 0
 ) -> WorkerPool:
     """A pool of processes. Each gets the shared objects once; tensors among them lie in shared memory where there is enough of it.
 
@@ -90,7 +89,9 @@ def process_pool(
 class ProcessWorker(ConnectedWorker):
     """A process on this machine."""
 
-    def __init__(self, shared: tuple | bytes, needs_main: bool) -> None:
+    pipe: Connection
+
+    def __init__(self, shared: tuple[Any, ...] | bytes, needs_main: bool) -> None:
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=_work, args=(theirs, shared), daemon=True)
@@ -111,13 +112,13 @@ class ProcessWorker(ConnectedWorker):
 
     def obituary(self, problem: str) -> str:
         self.process.join()
-        code = self.process.exitcode
+        code = self.process.exitcode or 0
         why = f"exit code {code}" if code >= 0 else signal.Signals(-code).name
         why += ", often for want of memory" if code == -signal.SIGKILL else ""
         return f"a worker process {problem} ({why}). Try fewer workers if memory is short, or workers=1 to see where it crashes."
 
 
-def _work(pipe: Connection, shared: tuple | bytes) -> None:
+def _work(pipe: Connection, shared: tuple[Any, ...] | bytes) -> None:
     """The life of a worker process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
     become_worker()

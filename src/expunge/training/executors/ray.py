@@ -10,7 +10,6 @@ import os
 import pickle
 import sys
 from collections.abc import Sequence
-from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, final
@@ -20,7 +19,7 @@ import torch
 from ...checks import setting
 from ...errors import ConfigError, MissingError
 from ...progress import Listener, Progress
-from .base import Launcher, WorkerDied, check_workers
+from .base import Launcher, SharingExecutor, WorkerDied, check_workers
 from .reach import Mark, mark
 from .sending import pack, unpack
 from .serving import Answer, answer, become_worker, failure
@@ -66,16 +65,16 @@ class Ray(Launcher):
         return str(device) if str(device) != "auto" else "cuda" if self.num_gpus else "cpu"
 
     def launch(
-        self, shared: tuple, *, tasks: Sequence[Any], workers: int | str = "auto", device: str = "cpu",
+        self, shared: tuple[Any, ...], *, tasks: Sequence[Any], workers: int | str = "auto", device: str = "cpu",
         listener: Listener | None = None, store: Path | None = None,
-    ) -> Executor:  # fmt: skip
+    ) -> SharingExecutor:  # fmt: skip
         check_workers(workers)
         ray = _ray()
         started = not ray.is_initialized()
         if started:
             _connect(self.address)
         try:
-            fitting = self._fitting(ray) if workers == "auto" else workers
+            fitting = self._fitting(ray) if isinstance(workers, str) else workers
             cloudpickle = ray.cloudpickle
             # An actor gets what the reference stands for, a list whose arrays lie in the node's object store.
             arguments = (ray.put(pack(shared, cloudpickle.Pickler)), sys.path, None if store is None else mark(store))

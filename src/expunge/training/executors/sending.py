@@ -58,7 +58,7 @@ def _main_can_be_imported() -> bool:
     return path is not None and os.path.exists(path) and "__name__" in Path(path).read_text(errors="replace")
 
 
-def pack(obj: Any, pickler: type[pickle.Pickler]) -> list[bytes | np.ndarray]:
+def pack(obj: Any, pickler: Any) -> list[bytes | np.ndarray]:
     """The object as a pickle, followed by the bytes of its tensors, so that all workers of a machine can read one copy of them.
 
     Args:
@@ -72,21 +72,22 @@ def pack(obj: Any, pickler: type[pickle.Pickler]) -> list[bytes | np.ndarray]:
     buffers: list[pickle.PickleBuffer] = []
     file = io.BytesIO()
     Packer(file, protocol=5, buffer_callback=buffers.append).dump(obj)
-    return [file.getvalue(), *(np.frombuffer(buffer, dtype=np.uint8) for buffer in buffers)]
+    return [file.getvalue(), *(np.frombuffer(buffer.raw(), dtype=np.uint8) for buffer in buffers)]
 
 
 def unpack(packed: Sequence[bytes | np.ndarray]) -> Any:
     """What was packed. Its tensors lie in the buffers, and must not be written to."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given buffer is not writable", category=UserWarning)
-        return pickle.loads(packed[0], buffers=packed[1:])
+        pickled: Any = packed[0]
+        return pickle.loads(pickled, buffers=packed[1:])
 
 
 def _as_buffer(tensor: Tensor) -> Any:
     if tensor.device.type != "cpu" or not tensor.numel() or tensor.requires_grad:
         return tensor.__reduce_ex__(5)
     data = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
-    return _from_buffer, (pickle.PickleBuffer(data), tensor.dtype, tensor.shape)
+    return _from_buffer, (pickle.PickleBuffer(data.data), tensor.dtype, tensor.shape)
 
 
 def _from_buffer(buffer: Any, dtype: torch.dtype, shape: torch.Size) -> Tensor:

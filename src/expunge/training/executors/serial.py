@@ -1,7 +1,7 @@
 """Calls in this process, one after another."""
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor, Future
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self, final
@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Self, final
 import torch
 
 from ...progress import Listener
-from .base import Launcher, check_workers
+from .base import Launcher, SharingExecutor, check_workers
 
 
 @final
@@ -26,15 +26,15 @@ class Serial(Launcher):
     name: ClassVar[str] = "serial"
 
     def launch(
-        self, shared: tuple, *, tasks: Sequence[Any], workers: int | str = "auto", device: str = "cpu",
+        self, shared: tuple[Any, ...], *, tasks: Sequence[Any], workers: int | str = "auto", device: str = "cpu",
         listener: Listener | None = None, store: Path | None = None,
-    ) -> Executor:  # fmt: skip
+    ) -> SharingExecutor:  # fmt: skip
         check_workers(workers)
         return SerialExecutor(shared, device)
 
 
 @final
-class SerialExecutor(Executor):
+class SerialExecutor(SharingExecutor):
     """Runs each call inside `submit`; progress goes to whoever listens around it.
 
     Args:
@@ -42,7 +42,7 @@ class SerialExecutor(Executor):
         device: on a CPU there is one torch thread inside the block: with more, sums are added in another order, and the bits differ from a worker's.
     """
 
-    def __init__(self, shared: tuple = (), device: str = "cpu") -> None:
+    def __init__(self, shared: tuple[Any, ...] = (), device: str = "cpu") -> None:
         self._shared, self._device = shared, device
 
     def __enter__(self) -> Self:
@@ -54,8 +54,8 @@ class SerialExecutor(Executor):
     def __exit__(self, *error: Any) -> None:
         torch.set_num_threads(self._threads)
 
-    def submit(self, fn: Callable, /, *args: Any) -> Future:
-        future = Future()
+    def submit(self, fn: Callable[..., Any], /, *args: Any) -> Future[Any]:  # type: ignore[override]
+        future: Future[Any] = Future()
         try:
             future.set_result(fn(*self._shared, *args))
         except Exception as error:

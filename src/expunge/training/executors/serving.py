@@ -34,7 +34,7 @@ def become_worker(path: Sequence[str] = ()) -> None:
     sys.path += [folder for folder in path if folder not in sys.path]
 
 
-def answer(data: bytes, shared: tuple, listener: Listener | None) -> bytes:
+def answer(data: bytes, shared: tuple[Any, ...], listener: Listener | None) -> bytes:
     """The pickled answer to a pickled call."""
     try:
         fn, args = pickle.loads(data)
@@ -55,7 +55,7 @@ def failure(error: Exception) -> bytes:
     return data
 
 
-def serve(pipe: Connection, load: Callable[[], tuple]) -> None:
+def serve(pipe: Connection, load: Callable[[], tuple[Any, ...]]) -> None:
     """The life of a worker at the other end of a connection. The process ends when that end has gone, also in the middle of a call.
 
     Args:
@@ -74,7 +74,7 @@ def serve(pipe: Connection, load: Callable[[], tuple]) -> None:
         _send(pipe, answer(calls.get(), shared, Reporter(lambda p: _send(pipe, pickle.dumps(p)))))
 
 
-def _receive(pipe: Connection, calls: queue.SimpleQueue) -> None:
+def _receive(pipe: Connection, calls: queue.SimpleQueue[bytes | None]) -> None:
     try:
         while True:
             calls.put(pipe.recv_bytes())

@@ -14,7 +14,6 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Executor
 from dataclasses import dataclass
 from multiprocessing import AuthenticationError
 from multiprocessing.connection import Connection, answer_challenge, deliver_challenge
@@ -27,7 +26,7 @@ from ...checks import setting
 from ...errors import ConfigError, MissingError
 from ...progress import Listener
 from ...store.files import make_folder, write_file
-from .base import Launcher, WorkerDied, check_workers
+from .base import Launcher, SharingExecutor, WorkerDied, check_workers
 from .reach import Mark, mark
 from .serving import become_worker, serve
 from .workers import ConnectedWorker, WorkerPool
@@ -91,13 +90,16 @@ class Slurm(Launcher):
         return str(device) if str(device) != "auto" else "cuda" if self.gpus_per_node else "cpu"
 
     def launch(
-        self, shared: tuple, *, tasks: Sequence[Any], workers: int | str = "auto", device: str = "cpu",
+        self, shared: tuple[Any, ...], *, tasks: Sequence[Any], workers: int | str = "auto", device: str = "cpu",
         listener: Listener | None = None, store: Path | None = None,
-    ) -> Executor:  # fmt: skip
+    ) -> SharingExecutor:  # fmt: skip
         check_workers(workers)
-        if self.folder is None and store is None:
+        if self.folder is not None:
+            folder = self.folder.absolute()
+        elif store is not None:
+            folder = (store / "slurm").absolute()
+        else:
             raise ConfigError("Slurm: folder must be given where there is no store; got None. Pass a folder on the shared file system.")
-        folder = (self.folder or store / "slurm").absolute()
         submit = self._submitit(folder)
         import cloudpickle  # submitit depends on it
 
@@ -106,7 +108,7 @@ class Slurm(Launcher):
         host = self.host or ("127.0.0.1" if self.cluster == "local" else socket.gethostname())
         seen = mark(store or folder)
         return WorkerPool(
-            max(1, min(MOST if workers == "auto" else workers, len(tasks))),
+            max(1, min(MOST if isinstance(workers, str) else workers, len(tasks))),
             lambda: SlurmWorker(submit, self.cluster == "local", host, file, seen),
             dumps=cloudpickle.dumps,
             listener=listener,
@@ -224,7 +226,7 @@ def work(host: str, port: int, key: bytes, file: Path, path: list[str], seen: Ma
     deliver_challenge(pipe, key)
     answer_challenge(pipe, key)
 
-    def load() -> tuple:
+    def load() -> tuple[Any, ...]:
         seen.check()
         return pickle.loads(file.read_bytes())
 

@@ -10,13 +10,13 @@ import queue
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from concurrent.futures import Executor, Future, wait
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any, final
 
 from ...progress import Listener, Progress
-from .base import WorkerDied
+from .base import SharingExecutor, WorkerDied
 
 
 class Worker(ABC):
@@ -54,6 +54,7 @@ class ConnectedWorker(Worker):
             raise answer.error
 
     def call(self, data: bytes, listener: Listener | None) -> Any:
+        assert self.pipe is not None  # it is ready
         with contextlib.suppress(OSError):  # a dead worker shows when its answer is read
             self.pipe.send_bytes(data)
         while isinstance(message := self._receive("ended before its work was done"), Progress):
@@ -64,6 +65,7 @@ class ConnectedWorker(Worker):
         return message.value
 
     def _receive(self, problem: str) -> Any:
+        assert self.pipe is not None
         try:
             return pickle.loads(self.pipe.recv_bytes())
         except (EOFError, OSError):
@@ -72,13 +74,13 @@ class ConnectedWorker(Worker):
 
 @dataclass(eq=False)
 class _Call:
-    future: Future
+    future: Future[Any]
     data: bytes
     deaths: int = 0  # workers that died of it, or during it
 
 
 @final
-class WorkerPool(Executor):
+class WorkerPool(SharingExecutor):
     """Runs calls in several workers.
 
     Args:
@@ -102,7 +104,7 @@ class WorkerPool(Executor):
     ) -> None:
         self._make, self._dumps, self._listener, self._retries, self._end_with = start, dumps, listener, retries, end
         self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
-        self._open: set[Future] = set()
+        self._open: set[Future[Any]] = set()
         self._workers: set[Worker] = set()
         self._stopped = False
         self._broken: BaseException | None = None
@@ -111,8 +113,8 @@ class WorkerPool(Executor):
         for thread in self._threads:
             thread.start()
 
-    def submit(self, fn: Callable, /, *args: Any) -> Future:
-        future = Future()
+    def submit(self, fn: Callable[..., Any], /, *args: Any) -> Future[Any]:  # type: ignore[override]
+        future: Future[Any] = Future()
         self._open.add(future)
         future.add_done_callback(self._open.discard)
         self._put(_Call(future, self._dumps((fn, args))))
