@@ -12,7 +12,7 @@ class LogitsOnly(nn.Module):
     """A model whose output is the logits alone, for models whose output is an object with `.logits`.
 
     Those are the image classifiers of Hugging Face transformers, and torchvision's GoogLeNet and Inception, which in training mode answer with more than in eval mode.
-    The model itself is held (not a copy) as `.model`, with its own class, configuration and weights: after unlearning, `unlearned.model.save_pretrained(folder)`
+    The model itself is held (not a copy) as `LogitsOnly.model`, with its own class, configuration and weights: after unlearning, `unlearned.model.save_pretrained(folder)`
     writes what `from_pretrained` reads.
 
     Args:
