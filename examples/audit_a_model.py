@@ -24,9 +24,9 @@ def somebody_else(folder: str, recipe: expunge.Recipe) -> None:
     train, test, wrong = digits()
     build, split = expunge.architecture("small", train), expunge.forget_samples(train, wrong)
     original = expunge.train_model(build, train, recipe)
-    thorough = expunge.FineTune(epochs=recipe.epochs // 2, lr=0.1, batch_size=64)(original, split)
-    idle = expunge.FineTune(epochs=recipe.epochs // 2, lr=1e-5, batch_size=64)(original, split)  # other weights, the same memory
-    models = {"original": original, "claim A": thorough, "claim B": idle}
+    honest = expunge.Retrain(build=build, recipe=recipe)(original, split, seed=7)
+    idle = expunge.FineTune(epochs=2, lr=1e-5, batch_size=64)(original, split)  # every weight is another one, and the memory the same
+    models = {"original": original, "claim A": honest, "claim B": idle}
     for name, model in models.items():
         expunge.save_model(model, f"{folder}/{name}.safetensors", architecture=build)
     groups = np.array(["retain"] * len(train) + ["test"] * len(test))  # a row for each sample

@@ -342,12 +342,17 @@ print("once", flush=True)
 train_shadow_models(script.build, script.TRAIN, script.TEST, n=6, recipe=script.RECIPE, store={store!r}, workers=2)
 """
 SHARED = """
-import functools, worker_calls
+import pathlib, time, worker_calls
 import torch
 from expunge.data.images import Augment, ImageData
 from expunge.training.recipe import Recipe
-build = worker_calls.conv
-RECIPE = Recipe(epochs=30, lr=0.05, batch_size=16, precision="float32")
+FOLDER = pathlib.Path(__file__).parent
+def build():
+    # However slow the test is, the fleet is not finished before it is interrupted.
+    while list(FOLDER.glob("runs/shadow/*/result.json")) and not (FOLDER / "interrupted").exists():
+        time.sleep(0.02)
+    return worker_calls.conv()
+RECIPE = Recipe(epochs=10, lr=0.05, batch_size=16, precision="float32")
 images = torch.arange(101 * 64).reshape(101, 1, 8, 8).mul(37).remainder(251).to(torch.uint8)
 whole = ImageData(images, torch.arange(101) % 4, ("a", "b", "c", "d"), Augment(pad=1))
 TRAIN = ImageData(whole.images[:60], whole.labels[:60], whole.classes, whole.augment)
@@ -377,10 +382,13 @@ def test_an_interrupted_fleet_resumes_where_it_was(tmp_path, trained, monkeypatc
     assert ("KeyboardInterrupt" in err) == (number == signal.SIGINT)
     finished = [cell for cell in Store(store).cells() if cell.done]
     assert 1 <= len(finished) < 6
+    (tmp_path / "interrupted").touch()
     monkeypatch.syspath_prepend(tmp_path)
     script = __import__("test_fleet_script")
-    del sys.modules["test_fleet_script"]
-    resumed = train_shadow_models(script.build, script.TRAIN, script.TEST, n=6, recipe=script.RECIPE, store=store, workers=1)
+    try:
+        resumed = train_shadow_models(script.build, script.TRAIN, script.TEST, n=6, recipe=script.RECIPE, store=store, workers=1)
+    finally:
+        del sys.modules["test_fleet_script"]
     assert len(trained) == 6 - len(finished)
     assert all(cell.done for cell in resumed.cells)
     assert not list(store.glob("*/*/.*.tmp"))
