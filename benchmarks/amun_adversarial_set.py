@@ -12,12 +12,11 @@ Data, models, forget set and audits are those of the plan file. AMUN with and wi
 Writes docs/results/amun_searches_<scale>.json and .md, and amun_substitutes_<scale>.json and .md.
 """
 
-import argparse
 import dataclasses
-import pathlib
 from typing import ClassVar
 
 import torch
+from plan_options import parser  # beside this script
 from torch import Tensor, nn
 
 import expunge
@@ -28,7 +27,6 @@ from expunge.data.images import Samples
 from expunge.training.fleet import load_trained, train_fleet
 from expunge.tuning import development_split
 
-PLAN = pathlib.Path(__file__).parents[1] / "plans" / "amun_cifar10_random10.toml"
 SUBSTITUTES = {"D_A": (), "AdvL": ("images",), "RL": ("images", "labels"), "ARL": ("labels",), "ARS": ("direction",)}
 
 
@@ -102,14 +100,7 @@ def substitutes() -> dict[str, AMUN]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--plan", default=PLAN, type=pathlib.Path)
-    parser.add_argument("--scale", default=None, help="cpu, or nothing for the paper's own")
-    parser.add_argument("--root", default="data")
-    parser.add_argument("--store", default="runs")
-    parser.add_argument("--workers", default="auto")
-    parser.add_argument("--out", default="docs/results", type=pathlib.Path)
-    options = parser.parse_args()
+    options = parser(__doc__.splitlines()[0]).parse_args()
     plan = dataclasses.replace(read_plan(options.plan, options.scale), paper={})
     parts = {
         "searches": dataclasses.replace(
@@ -117,9 +108,8 @@ def main() -> None:
         ),
         "substitutes": dataclasses.replace(plan, methods=substitutes(), tuning=0, title="What of the adversarial set matters"),
     }
-    workers = options.workers if options.workers == "auto" else int(options.workers)
     for name, part in parts.items():
-        results = part.run(options.store, root=options.root, workers=workers)
+        results = part.run(options.store, root=options.root, workers=options.workers)
         stem = f"amun_{name}_{options.scale or 'paper'}"
         results.to_json(options.out / f"{stem}.json")
         results.to_markdown(options.out / f"{stem}.md")

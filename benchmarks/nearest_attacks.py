@@ -21,6 +21,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
+from plan_options import PLAN  # beside this script
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -34,7 +35,6 @@ from expunge.models import architecture, load_model
 from expunge.provenance import hardware, provenance
 from expunge.training.recipe import Recipe, train_model
 
-PLAN = Path(__file__).parents[1] / "plans" / "amun_cifar10_random10.toml"
 COLUMNS = (
     "search", "n", "found", "mean distance", "median distance", "passes / image", "times fewer passes", "nearer", "seconds", "ms / image",
 )  # fmt: skip

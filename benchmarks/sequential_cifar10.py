@@ -8,13 +8,12 @@ minus that between forget and test samples (the paper's measure: a model that ha
 them, beside one request for everything (the plan's own table). Mean over seeds with 95 % t-intervals. Writes docs/results/sequential_cifar10_<scale>.json and .md.
 """
 
-import argparse
 import dataclasses
 import json
-import pathlib
 from dataclasses import dataclass
 
 import torch
+from plan_options import parser  # beside this script
 from torch import Tensor
 
 import expunge
@@ -28,7 +27,6 @@ from expunge.store import Cell
 from expunge.training.inference import logits_of
 from expunge.training.side_by_side import Work, finish_cells
 
-PLAN = pathlib.Path(__file__).parents[1] / "plans" / "amun_cifar10_random10.toml"
 N_REQUESTS = 5
 METHODS = ("amun", "amun_without_retain", "fine_tune", "random_label", "salun", "salun_without_retain", "gradient_ascent")
 ONE_SEARCH = ", one search"
@@ -128,19 +126,13 @@ def table(found: dict[str, dict[str, list]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--plan", default=PLAN, type=pathlib.Path)
-    parser.add_argument("--scale", default=None, help="cpu, or nothing for the paper's own")
-    parser.add_argument("--root", default="data")
-    parser.add_argument("--store", default="runs")
-    parser.add_argument("--workers", default="auto")
-    parser.add_argument("--methods", nargs="+", default=METHODS)
-    parser.add_argument("--out", default="docs/results", type=pathlib.Path)
-    options = parser.parse_args()
+    arguments = parser(__doc__.splitlines()[0])
+    arguments.add_argument("--methods", nargs="+", default=METHODS)
+    options = arguments.parse_args()
     (point,) = points(read_plan(options.plan, options.scale), options.store, options.root)
     missing = [name for name in options.methods if chosen(point, name) is None]
     if missing:
-        parser.error(f"the store has no step size of {', '.join(missing)}; run `expunge bench {options.plan}` on it first")
+        arguments.error(f"the store has no step size of {', '.join(missing)}; run `expunge bench {options.plan}` on it first")
     names = [
         name
         for method in options.methods
@@ -148,8 +140,7 @@ def main() -> None:
     ]
     tasks = [Requests(name, seed) for seed in range(point.seeds) for name in names]
     works = [Work(task, task.cell(point)) for task in tasks]
-    workers = options.workers if options.workers == "auto" else int(options.workers)
-    finish_cells(works, point, point.store, stage="requests", things="sequences", workers=workers)
+    finish_cells(works, point, point.store, stage="requests", things="sequences", workers=options.workers)
     found = measure(point, works)
     stem = options.out / f"sequential_cifar10_{options.scale or 'paper'}"
     record = {"results": found, "settings": {name: repr(chosen(point, name)) for name in options.methods}, "provenance": provenance()}

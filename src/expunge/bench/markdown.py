@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING
 
+from ..report.markdown import code, table
+
 if TYPE_CHECKING:
     from .results import PointResults, Results, Row
 
@@ -13,18 +15,18 @@ def markdown(results: "Results", sort: str = "average gap") -> str:
     parts = [f"# {_cell(results.title)}"]
     for point in results.points:
         parts += [f"## {_cell(point.title)}", _table(point, sort), _settings(point)]
-    parts += [_bullets(results.notes()), ", ".join(f"{name} {value}" for name, value in results.provenance.items())]
+    notes = "\n".join(f"- {_cell(note)}" for note in results.notes())
+    parts += [notes, ", ".join(f"{name} {value}" for name, value in results.provenance.items())]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def _table(point: "PointResults", sort: str) -> str:
     _, header, rows = point.table(sort)
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(_cell(text) for text in line) + " |" for line in lines)
+    return table(header, [[_cell(text) for text in row] for row in rows])
 
 
 def _settings(point: "PointResults") -> str:
-    return _bullets([f"{row.name}: `{row.settings}`{_tuned(row)}" for row in point.ordered() if row.settings])
+    return "\n".join(f"- {_cell(row.name)}: {code(row.settings, longest=2000)}{_tuned(row)}" for row in point.ordered() if row.settings)
 
 
 def _tuned(row: "Row") -> str:
@@ -33,10 +35,6 @@ def _tuned(row: "Row") -> str:
         return ""
     tried = ", ".join(f"{trial['value']:.3g}" for trial in row.tuned["trials"])
     return f"; {row.tuned['field']} chosen among {tried}" + (", at their end" if row.tuned["at_the_end"] else "")
-
-
-def _bullets(lines: list[str]) -> str:
-    return "\n".join(f"- {_cell(line)}" for line in lines)
 
 
 def _cell(text: str) -> str:

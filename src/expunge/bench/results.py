@@ -130,7 +130,7 @@ class Results:
     def check_column(self, name: str) -> None:
         """Raises MissingError if no table has this column."""
         known = dict.fromkeys(column for point in self.points for row in point.rows for column in row.columns)
-        choose("column", name, known or [name], "")
+        choose("column", name, known or [name])
 
     def notes(self) -> list[str]:
         """What belongs under the tables."""

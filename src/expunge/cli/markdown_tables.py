@@ -1,8 +1,9 @@
 """Tables of the documentation, made of the registries: what is there cannot differ from what the pages say."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
+from ..report.markdown import table
 from .catalogue import entry_of, registries
 
 COST = "Cost: passes over the training set (forward and backward) at the defaults, where a tenth of it is forgotten."
@@ -47,5 +48,5 @@ def _entries(kind: str) -> list[tuple[str, Any, dict[str, str]]]:
     return [(name, found, entry_of(kind, name, found)) for name, found in sorted(registries()[kind].items())]
 
 
-def _table(head: list[str], rows: Iterable[list[str]]) -> str:
-    return "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *rows]).replace("|  |", "| |")
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    return table(head, rows).replace("|  |", "| |")
