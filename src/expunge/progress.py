@@ -64,3 +64,16 @@ def report(stage: str, done: int, total: int, note: str = "") -> None:
     listener = _listener.get()
     if listener is not None:
         listener(Progress(stage, done, total, note))
+
+
+def roughly(seconds: float) -> str:
+    """A time that was not measured but estimated, with no more digits than an estimate has.
+
+    Example:
+        >>> roughly(40), roughly(1000), roughly(20_000), roughly(900_000)
+        ('40 s', '17 min', '5.6 h', '10.4 d')
+    """
+    for limit, size, unit, digits in ((90, 1, "s", 0), (90 * 60, 60, "min", 0), (2 * 86_400, 3600, "h", 1)):
+        if seconds < limit:
+            return f"{seconds / size:.{digits}f} {unit}"
+    return f"{seconds / 86_400:.1f} d"

@@ -15,7 +15,7 @@ import expunge as library
 from expunge.cli.inputs import load_network, metadata_of, training_of
 from expunge.errors import ModelError
 from expunge.models import read_metadata, save_model
-from expunge.models.lineage import describe_ids, steps
+from expunge.models.lineage import changes, describe_ids
 from expunge.report.model_card import BEGIN, END
 
 CPU = ["--device", "cpu"]
@@ -72,7 +72,7 @@ def test_nobody_measured_without_an_audit(made, expunge):
 
 
 def test_the_second_request_keeps_the_first_and_the_audit_is_of_both(work, made, expunge):
-    kinds = [(step.kind, step.forgotten and step.forgotten.n) for step in steps(read_metadata(made.two))]
+    kinds = [(step.kind, step.forgotten and step.forgotten.n) for step in changes(read_metadata(made.two))]
     assert kinds == [("trained", None), ("unlearned", 10), ("unlearned", 3)]
     card = expunge("card", made.two, "--audit", made.both, "--list-ids", made.folder / "all.csv").stdout
     assert "13 training images by 2 requests" in card and "#### Audit of all requests together" in card and "broken" not in card
@@ -114,7 +114,7 @@ def test_the_commands_of_a_card_make_the_same_models(work, made, expunge, tmp_pa
     for line in block.splitlines():
         expunge(*shlex.split(line)[1:], *CPU)
     assert read_metadata("two.safetensors")["model_hash"] == read_metadata(made.two)["model_hash"]
-    assert [step.result for step in steps(read_metadata("two.safetensors"))] == [step.result for step in steps(read_metadata(made.two))]
+    assert [step.result for step in changes(read_metadata("two.safetensors"))] == [step.result for step in changes(read_metadata(made.two))]
 
 
 def test_show_tells_the_steps_of_a_checkpoint(made, expunge):

@@ -116,11 +116,20 @@ def test_a_clipped_checkpoint_knows_where_it_comes_from_and_how_it_was_clipped(w
     for name in set(known) - {"accuracy", "model_hash"}:
         assert made[name] == known[name], name
     assert made["model_hash"] == model_hash(library.load_model(out)) != known["model_hash"]
-    assert made["clipped"]["original"] == known["model_hash"] and "torch" in made["clipped"].pop("provenance")
-    assert made["clipped"] | {"original": ""} == {
+    assert len(made["clipped"]) == 1
+    (clip,) = made["clipped"]
+    assert clip["original"] == known["model_hash"] and "torch" in clip.pop("provenance")
+    assert clip | {"original": ""} == {
         "max_norm": 1.5, "tolerance": 0.02, "batchnorm": "composed", "input_shape": [1, 8, 8], "original": "",
     }  # fmt: skip
     assert made["accuracy"] == printed["clip"]["accuracy"]["after"]
+
+
+def test_a_second_clip_keeps_the_record_of_the_first(clipped, expunge, tmp_path):
+    out, _, _ = clipped
+    expunge("spectrum", out, "--clip", "1.0", "-o", tmp_path / "again.safetensors", "--k", "1", "--device", "cpu")
+    first, second = read_metadata(tmp_path / "again.safetensors")["clipped"]
+    assert [first] == read_metadata(out)["clipped"] and (second["original"], second["max_norm"]) == (read_metadata(out)["model_hash"], 1.0)
 
 
 def test_json_is_complete_and_alone_on_stdout(work, clipped, expunge):

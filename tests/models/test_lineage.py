@@ -14,7 +14,7 @@ from expunge.models.lineage import (
     describe_split,
     forgotten,
     forgotten_or_none,
-    steps,
+    changes,
     unlearning_record,
     which,
 )
@@ -82,18 +82,26 @@ def test_history_grows_by_one_record_a_step_and_what_holds_for_all_stands_once(d
         assert len(metadata["history"]) == k + 1 and not any(
             {"recipe", "history", "data", "architecture"} & set(old) for old in metadata["history"]
         )
-    assert [step.kind for step in steps(metadata)] == ["trained"] + ["unlearned"] * 3
+    assert [step.kind for step in changes(metadata)] == ["trained"] + ["unlearned"] * 3
 
 
 def test_clipping_is_a_step_of_its_own_between_the_models_that_it_names():
-    clipped = record([1]) | {"clipped": {"original": HASHES[2], "max_norm": 1.0}}
-    unlearned, clip = steps(clipped)
+    clipped = record([1]) | {"clipped": [{"original": HASHES[2], "max_norm": 1.0}]}
+    unlearned, clip = changes(clipped)
     assert (unlearned.kind, unlearned.result) == ("unlearned", HASHES[2]) and (clip.kind, clip.original, clip.result) == (
         "clipped",
         HASHES[2],
         HASHES[1],
     )
     assert breaks([unlearned, clip]) == [] and breaks([clip, unlearned]) == [1]
+
+
+def test_a_second_clip_leaves_the_first_in_the_record():
+    twice = record([1]) | {"clipped": [{"original": HASHES[2], "max_norm": 2.0}, {"original": HASHES[3], "max_norm": 1.0}]}
+    made = changes(twice)
+    assert [change.kind for change in made] == ["unlearned", "clipped", "clipped"]
+    assert [change.result for change in made] == [HASHES[2], HASHES[3], HASHES[1]] and breaks(made) == []
+    assert [change.settings for change in made[1:]] == ["singular values at most 2", "singular values at most 1"]
 
 
 @pytest.mark.parametrize(
@@ -117,15 +125,16 @@ def test_records_of_another_form_say_nothing(strange):
         "data",
     )
     assert (
-        steps(dict.fromkeys(names, strange)) in ([], steps({"seed": strange})) or steps(dict.fromkeys(names, strange))[0].forgotten is None
+        changes(dict.fromkeys(names, strange)) in ([], changes({"seed": strange}))
+        or changes(dict.fromkeys(names, strange))[0].forgotten is None
     )
     assert forgotten({"method": "m"} | dict.fromkeys(names, strange)) == []
     assert forgotten_or_none(strange) is None
-    assert [s.kind for s in steps(record([1]) | {"history": [strange, record([2]), strange]})].count("unlearned") == 2
+    assert [s.kind for s in changes(record([1]) | {"history": [strange, record([2]), strange]})].count("unlearned") == 2
 
 
 def test_numbers_that_nobody_can_have_measured_are_left_out():
-    (step,) = steps(
+    (step,) = changes(
         {
             "method": "m",
             "seed": 2**70,

@@ -15,7 +15,7 @@ from expunge import FineTune, GradientAscent, forget_classes, forget_samples, lo
 from expunge.costs import Cost
 from expunge.errors import DataError, MissingError, StoreError
 from expunge.models import read_metadata
-from expunge.models.lineage import describe_ids, describe_split, steps, unlearning_record
+from expunge.models.lineage import describe_ids, changes, describe_split, unlearning_record
 from expunge.report import page, render
 from expunge.report.markdown import code, prose, visible
 from expunge.report.model_card import BEGIN, END, model_card, with_section, write_card
@@ -141,7 +141,7 @@ def test_weights_decide_which_model_it_is_not_the_metadata(chain, audit):
 
 def test_the_chain_from_the_original_through_every_request_is_told_in_order(chain, sample, train):
     path, hashes = chain / "2.safetensors", [read_metadata(chain / f"{k}.safetensors")["model_hash"] for k in range(3)]
-    assert [(s.kind, s.original, s.result) for s in steps(read_metadata(path))][1:] == [
+    assert [(s.kind, s.original, s.result) for s in changes(read_metadata(path))][1:] == [
         ("unlearned", hashes[0], hashes[1]),
         ("unlearned", hashes[1], hashes[2]),
     ]

@@ -12,7 +12,7 @@ import torch
 
 from ..audits.compared import ORIGINAL
 from ..device import resolve_device
-from ..progress import silent
+from ..progress import roughly, silent
 from ..store import Store
 from ..training.executors import SerialExecutor
 from ..training.fleet import TrainTask
@@ -71,10 +71,10 @@ class Status:
     def __str__(self) -> str:
         lines = [
             f"{self.total} cells: {self.done} done, {self.total - self.done} to do"
-            + (f", about {duration(self.seconds)} of one worker" if self.seconds else "")
+            + (f", about {roughly(self.seconds)} of one worker" if self.seconds else "")
         ]
         return "\n".join(
-            lines + [f"  {k.name}: {k.done} of {k.total}" + (f", about {duration(k.seconds)}" if k.seconds else "") for k in self.kinds]
+            lines + [f"  {k.name}: {k.done} of {k.total}" + (f", about {roughly(k.seconds)}" if k.seconds else "") for k in self.kinds]
         )
 
 
@@ -155,15 +155,3 @@ def _measured(point: Point, device: torch.device) -> float:
         start = time.perf_counter()
         train_model(point.build, train, recipe, device=device)
         return (time.perf_counter() - start) / len(train)
-
-
-def duration(seconds: float) -> str:
-    """For people.
-
-    Example:
-        >>> duration(40), duration(1000), duration(20_000)
-        ('40 s', '17 min', '5.6 h')
-    """
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5_400 else f"{seconds / 3600:.1f} h"

@@ -11,7 +11,7 @@ from .inputs import read_indices
 from .output import print_json, print_table
 
 if TYPE_CHECKING:
-    from ..models.lineage import Step
+    from ..models.lineage import Change
 
 SUFFIXES = (".safetensors", ".pt", ".pth")
 
@@ -67,20 +67,20 @@ def is_checkpoint(name: str) -> bool:
 
 
 def show_checkpoint(path: str, json: bool) -> None:
-    """Prints what a checkpoint says of itself: its data and architecture, and each step to it; text of strangers without what a terminal would act on."""
+    """Prints what a checkpoint says of itself: its data and architecture, and each change that made it; text of strangers without what a terminal would act on."""
     from ..models import read_metadata
-    from ..models.lineage import breaks, steps
+    from ..models.lineage import breaks, changes
     from ..report.markdown import visible
 
     metadata = read_metadata(path)
     if json:
         return print_json(metadata)
-    found = steps(metadata)
+    found = changes(metadata)
     print(f"{visible(path)} (checkpoint)\n")
     print_table(["what", "value"], [[visible(name), visible(value)] for name, value in _facts(metadata)] or [["metadata", "none"]])
-    for k, step in enumerate(found):
-        print(f"\n{k + 1}. {step.kind}" + (", but not from the model of the step before, by the hashes" if k in breaks(found) else ""))
-        print_table(["what", "value"], [[visible(name), visible(value, 2000)] for name, value in _of_step(step)])
+    for k, change in enumerate(found):
+        print(f"\n{k + 1}. {change.kind}" + (", but not from the model of the change before, by the hashes" if k in breaks(found) else ""))
+        print_table(["what", "value"], [[visible(name), visible(value, 2000)] for name, value in _of_change(change)])
 
 
 def _facts(metadata: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -95,25 +95,27 @@ def _facts(metadata: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     yield from ((name, value) for name, value in metadata.items() if name not in told or (name == "data" and not isinstance(value, dict)))
 
 
-def _of_step(step: "Step") -> Iterator[tuple[str, Any]]:
-    """What a step tells of itself, in the order in which one asks."""
-    yield from ((name, value) for name, value in (("method", step.method), ("settings", step.settings), ("paper", step.paper)) if value)
-    if step.forgotten:
-        what = step.forgotten
+def _of_change(change: "Change") -> Iterator[tuple[str, Any]]:
+    """What a change tells of itself, in the order in which one asks."""
+    yield from (
+        (name, value) for name, value in (("method", change.method), ("settings", change.settings), ("paper", change.paper)) if value
+    )
+    if change.forgotten:
+        what = change.forgotten
         yield (
             "forgot",
             f"{what.n:,} images" + (f" of {what.of:,}" if what.of else "") + (f": {', '.join(what.classes)}" if what.classes else ""),
         )
         yield "hash of their ids", what.digest
     facts = {
-        "from the model": step.original,
-        "to the model": step.result,
-        "seed": step.seed,
-        "seconds": step.seconds,
-        "passes over the data": step.passes,
+        "from the model": change.original,
+        "to the model": change.result,
+        "seed": change.seed,
+        "seconds": change.seconds,
+        "passes over the data": change.passes,
     }
     yield from ((name, value) for name, value in facts.items() if value is not None)
-    yield from ((f"accuracy on {group}", f"{100 * share:.1f} %") for group, share in step.accuracy)
-    yield from step.made_with
-    if step.arguments:
-        yield "arguments", shlex.join(step.arguments)
+    yield from ((f"accuracy on {group}", f"{100 * share:.1f} %") for group, share in change.accuracy)
+    yield from change.made_with
+    if change.arguments:
+        yield "arguments", shlex.join(change.arguments)

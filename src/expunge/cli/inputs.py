@@ -25,7 +25,7 @@ KINDS: dict[str, Any] = {
     "architecture": dict,
     "recipe": dict,
     "data": dict,
-    "clipped": dict,
+    "clipped": list,
     "history": list,
     "build": str,
     "settings": str,

@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TextIO
 
+from ..progress import listen, roughly
+
 if TYPE_CHECKING:
     from rich.console import Group
     from rich.live import Live
@@ -19,8 +21,6 @@ INTERVAL = 10.0  # seconds between lines where there is no terminal
 @contextlib.contextmanager
 def shown() -> Iterator[None]:
     """Shows what the library reports inside the block."""
-    from ..progress import listen
-
     with Bars() if sys.stderr.isatty() else contextlib.nullcontext(Lines(sys.stderr)) as listener, listen(listener):
         yield
 
@@ -148,10 +148,7 @@ def time_left(elapsed: float, progress: "Progress") -> str:
     if progress.done <= 0 or elapsed <= 0:
         return ""
     seconds = elapsed * (progress.total - progress.done) / progress.done
-    for limit, size, unit in ((90, 1, "s"), (90 * 60, 60, "min"), (float("inf"), 3600, "h")):
-        if seconds < limit:
-            return f", {seconds / size:.0f} {unit} left"
-    return ""
+    return f", {roughly(seconds)} left"
 
 
 def _line(progress: "Progress") -> str:

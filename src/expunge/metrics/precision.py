@@ -18,6 +18,7 @@ from scipy.special import stdtrit
 
 from ..checks import check_settings, is_integer, setting
 from ..errors import ConfigError
+from ..progress import roughly
 from .epsilon import epsilon_ceiling
 from .estimate import check_level
 from .roc import FEW_FALSE_POSITIVES, MIN_FALSE_POSITIVES, false_positives
@@ -82,7 +83,7 @@ class AuditPlan:
         lines = [str(need) for need in self.needs]
         lines.append(
             f"together: {self.shadow_models} shadow, {self.unlearned_models} unlearned and {self.retrained_models} retrained models: "
-            f"{self.trainings} trainings, {self.unlearnings} unlearnings{'' if self.seconds is None else f', {_duration(self.seconds)}'}"
+            f"{self.trainings} trainings, {self.unlearnings} unlearnings{'' if self.seconds is None else f', {roughly(self.seconds)}'}"
         )
         return "\n".join(lines)
 
@@ -303,10 +304,3 @@ def _total(needs: list[Need], pool: bool, per_training: float | None, per_unlear
         needs=tuple(needs), shadow_models=shadows, unlearned_models=unlearned, retrained_models=retrained, trainings=trainings,
         unlearnings=unlearnings, seconds=seconds,
     )  # fmt: skip
-
-
-def _duration(seconds: float) -> str:
-    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.0f} s"

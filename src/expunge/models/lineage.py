@@ -1,7 +1,7 @@
-"""How a model came about, as its checkpoint tells: a record of each step (trained, unlearned, clipped), linked by the hashes of the models between them.
+"""How a model came about, as its checkpoint tells: a record of each change (trained, unlearned, clipped), linked by the hashes of the models between them.
 
-The record of the last step is the checkpoint's metadata themselves; those before it stand under "history", oldest first. Records come from files, which
-anybody may have written: `steps` takes what has the right form and leaves out the rest.
+The record of the last change is the checkpoint's metadata themselves; those before it stand under "history", oldest first. Records come from files, which
+anybody may have written: `changes` takes what has the right form and leaves out the rest.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from ..data.split import Split
 from ..provenance import provenance
 from .checkpoint import model_hash
 
-OF_ALL = ("architecture", "recipe", "build", "data")  # what holds for every step of one model
+OF_ALL = ("architecture", "recipe", "build", "data")  # what holds for every change of one model
 TRAINED, UNLEARNED, CLIPPED = "trained", "unlearned", "clipped"
 MODULUS = 1 << 256
 LARGEST = 10**15  # of a count or a time that is believed
@@ -59,8 +59,8 @@ class Forgotten:
 
 @final
 @dataclass(frozen=True)
-class Step:
-    """One step of a model's history; None or empty where the record does not tell.
+class Change:
+    """One change of a model, from nothing on; None or empty where the record does not tell.
 
     Attributes:
         kind: "trained", "unlearned" or "clipped".
@@ -178,45 +178,52 @@ def unlearning_record(
 
 
 def _before(metadata: Mapping[str, Any]) -> list[Any]:
-    """The records of all steps to a model, from its checkpoint's metadata."""
+    """The records of all changes to a model, from its checkpoint's metadata."""
     own = {name: value for name, value in metadata.items() if name not in (*OF_ALL, "history")}
     older = metadata.get("history")
     return [*(older if isinstance(older, list) else []), *([own] if own else [])]
 
 
-def steps(metadata: Mapping[str, Any]) -> list[Step]:
-    """The steps to a model, oldest first, from its checkpoint's metadata; those that say nothing are left out.
+def changes(metadata: Mapping[str, Any]) -> list[Change]:
+    """The changes to a model, oldest first, from its checkpoint's metadata; those that say nothing are left out.
 
     Example:
         >>> trained = {"seed": 1, "model_hash": "ab" * 32}
         >>> record = {"method": "amun", "original": "ab" * 32, "forget": {"n": 3, "digest": "cd" * 32}, "history": [trained]}
-        >>> [step.kind for step in steps(record)], steps(record)[1].forgotten.n
+        >>> [change.kind for change in changes(record)], changes(record)[1].forgotten.n
         (['trained', 'unlearned'], 3)
     """
-    return [step for record in _before(metadata) if isinstance(record, dict) for step in _steps_of(record)]
+    return [change for record in _before(metadata) if isinstance(record, dict) for change in _changes_of(record)]
 
 
 def forgotten(metadata: Mapping[str, Any]) -> list[Forgotten]:
     """What a model should not know, oldest first: what was unlearned, and what it was trained without."""
-    return [step.forgotten for step in steps(metadata) if step.forgotten is not None]
+    return [change.forgotten for change in changes(metadata) if change.forgotten is not None]
 
 
-def breaks(found: Sequence[Step]) -> list[int]:
-    """Positions of the steps that did not start from the model that the step before them made, as far as the hashes tell."""
+def breaks(found: Sequence[Change]) -> list[int]:
+    """Positions of the changes that did not start from the model that the change before them made, as far as the hashes tell."""
     return [k for k in range(1, len(found)) if found[k].original is None or found[k].original != found[k - 1].result]
 
 
-def _steps_of(record: Mapping[str, Any]) -> list[Step]:
-    """One step, or two where the model was clipped after it."""
-    result, clipped = hash_or_none(record.get("model_hash")), record.get("clipped")
-    if isinstance(clipped, dict):
-        before = hash_or_none(clipped.get("original"))
-        bound = number_or_none(clipped.get("max_norm"))
-        settings = None if bound is None else f"singular values at most {bound:g}"
-        last = Step(CLIPPED, before, result, settings=settings, made_with=_texts(clipped.get("provenance")))
-        return [*_steps_of({name: value for name, value in record.items() if name != "clipped"} | {"model_hash": before}), last]
+def _changes_of(record: Mapping[str, Any]) -> list[Change]:
+    """The change that a record is of, if it tells, and the clips after it."""
+    listed = record.get("clipped")
+    clips = [clip for clip in listed if isinstance(clip, dict)] if isinstance(listed, list) else []
+    models = [*(hash_or_none(clip.get("original")) for clip in clips), hash_or_none(record.get("model_hash"))]
+    return [*_made(record, models[0]), *map(_clip, clips, models, models[1:])]
+
+
+def _clip(clip: Mapping[str, Any], original: str | None, result: str | None) -> Change:
+    bound = number_or_none(clip.get("max_norm"))
+    settings = None if bound is None else f"singular values at most {bound:g}"
+    return Change(CLIPPED, original, result, settings=settings, made_with=_texts(clip.get("provenance")))
+
+
+def _made(record: Mapping[str, Any], result: str | None) -> list[Change]:
+    """The training or unlearning that a record is of; none where it tells of neither."""
     cost, unlearned = record.get("cost"), isinstance(record.get("method"), str)
-    step = Step(
+    change = Change(
         UNLEARNED if unlearned else TRAINED,
         hash_or_none(record.get("original")),
         result,
@@ -231,7 +238,7 @@ def _steps_of(record: Mapping[str, Any]) -> list[Step]:
         made_with=_texts(record.get("provenance")),
         arguments=tuple(a for a in words if isinstance(a, str)) if isinstance(words := record.get("arguments"), list) else (),
     )
-    return [step] if unlearned or step.seed is not None or step.made_with else []
+    return [change] if unlearned or change.seed is not None or change.made_with else []
 
 
 def forgotten_or_none(record: Any) -> Forgotten | None:

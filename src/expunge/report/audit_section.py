@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..models.lineage import Step
+from ..models.lineage import Change
 from . import cells
 from .cells import Cell
 from .evidence import Evidence
@@ -16,7 +16,7 @@ MOST_FLAGS = 50
 Plain = Mapping[str, Any]
 
 
-def audit_section(found: Evidence, requests: Sequence[Step], *, several: bool) -> str:
+def audit_section(found: Evidence, requests: Sequence[Change], *, several: bool) -> str:
     """The part of the card about one audit; with a heading where there are several, or several requests that it could be of."""
     result = found.result
     shown = [m for m in result["models"] if m["name"] in (found.model, "original") or is_reference(m["name"], result["reference"])]
@@ -79,7 +79,7 @@ def _classes(found: Evidence, names: Sequence[str]) -> list[str]:
     return [table(header, rows)] if rows else []
 
 
-def _notes(found: Evidence, requests: Sequence[Step]) -> list[str]:
+def _notes(found: Evidence, requests: Sequence[Change]) -> list[str]:
     result = found.result
     sizes, made = result["sizes"], result["provenance"]
     counts = ", ".join(f"{sizes[group]:,} {text}" for group, text in COUNTS.items() if group in sizes)
@@ -92,7 +92,7 @@ def _notes(found: Evidence, requests: Sequence[Step]) -> list[str]:
     notes += [f"{prose(together, 60)}: the mean of these models, and from the smallest to the largest."] if together else []
     notes += [f"{found.n_others} more model{'s' * (found.n_others > 1)} in the same audit: not shown here."] if found.n_others else []
     original = next((m["hash"] for m in result["models"] if m["name"] == "original"), None)
-    if original and original not in {step.original for step in requests}:
+    if original and original not in {change.original for change in requests}:
         notes.append("**The original in this audit is none of the models that unlearning began with**, by its hash.")
     versions = ", ".join(f"{key} {prose(made[key], 80)}" for key in ("expunge", "torch", "hardware", "date") if key in made)
     return [*notes, *([f"Measured with {versions}."] if versions else [])]

@@ -3,43 +3,43 @@
 import shlex
 from collections.abc import Sequence
 
-from ..models.lineage import CLIPPED, TRAINED, Step
+from ..models.lineage import CLIPPED, TRAINED, Change
 from .evidence import Evidence
 from .markdown import visible
 
 OF_DATA = ("--data", "--size", "--build", "--forget-indices", "--forget-classes", "--forget-random", "--no-retain")
 
 
-def commands(history: Sequence[Step], name: str, audits: Sequence[Evidence]) -> list[str]:
-    """Lines of a shell: one command for each step that the command line did, and for each audit; a comment where something else made the model.
+def commands(history: Sequence[Change], name: str, audits: Sequence[Evidence]) -> list[str]:
+    """Lines of a shell: one command for each change that the command line did, and for each audit; a comment where something else made the model.
 
     Args:
-        history: the steps to the model. name: of its file. audits: of the model.
+        history: the changes that made the model. name: of its file. audits: of the model.
 
     Example:
-        >>> commands([Step("unlearned", arguments=("amun", "--data=my data"))], "u.safetensors", [])
+        >>> commands([Change("unlearned", arguments=("amun", "--data=my data"))], "u.safetensors", [])
         ["expunge unlearn amun '--data=my data' --model original.safetensors -o u.safetensors"]
     """
     lines, model, requests = [], "original.safetensors", []
-    for k, step in enumerate(history, start=1):
+    for k, change in enumerate(history, start=1):
         last, began = k == len(history), model
-        model = name if last else model if step.kind == TRAINED else f"step-{k}.safetensors"
-        if step.forgotten:
-            requests.append((step, began))
-        verb = "train" if step.kind == TRAINED else "unlearn"
-        source = [] if step.kind == TRAINED else ["--model", began]
-        if step.kind == CLIPPED or not step.arguments:
-            made = f"`expunge spectrum --clip`, {step.settings}" if step.kind == CLIPPED else "other means than the command line"
-            lines.append(f"# step {k} ({step.kind}) was made by {made}: {began if source else 'nothing'} -> {model}")
+        model = name if last else model if change.kind == TRAINED else f"step-{k}.safetensors"
+        if change.forgotten:
+            requests.append((change, began))
+        verb = "train" if change.kind == TRAINED else "unlearn"
+        source = [] if change.kind == TRAINED else ["--model", began]
+        if change.kind == CLIPPED or not change.arguments:
+            made = f"`expunge spectrum --clip`, {change.settings}" if change.kind == CLIPPED else "other means than the command line"
+            lines.append(f"# step {k} ({change.kind}) was made by {made}: {began if source else 'nothing'} -> {model}")
         else:
-            lines.append(_line(verb, *step.arguments, *source, "-o", model))
+            lines.append(_line(verb, *change.arguments, *source, "-o", model))
     return [visible(line, 4000) for line in [*lines, *(line for found in audits for line in _audit(found, requests, model))]]
 
 
-def _audit(found: Evidence, requests: Sequence[tuple[Step, str]], model: str) -> list[str]:
+def _audit(found: Evidence, requests: Sequence[tuple[Change, str]], model: str) -> list[str]:
     """An audit's command, with a comment on the models that it needs."""
-    step, original = requests[found.requests[-1]]
-    about = _options(step.arguments)
+    change, original = requests[found.requests[-1]]
+    about = _options(change.arguments)
     if len(found.requests) > 1:
         about = [word for word in about if not word.startswith("--forget")] + ["--forget-indices=ids-of-all-requests.csv"]
         original = requests[0][1]

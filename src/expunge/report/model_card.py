@@ -17,13 +17,13 @@ from ..models.lineage import (
     TRAINED,
     UNLEARNED,
     Forgotten,
-    Step,
+    Change,
     breaks,
     count_or_none,
     describe_ids,
     forgotten,
     forgotten_or_none,
-    steps,
+    changes,
     which,
 )
 from .audit_section import audit_section
@@ -79,8 +79,8 @@ def model_card(checkpoint: str | Path, audits: Any = (), *, path: str | Path | N
         (True, True)
     """
     metadata, own_hash = read_metadata(checkpoint), stored_hash(checkpoint)
-    history, sets = steps(metadata), forgotten(metadata)
-    requests = [step for step in history if step.forgotten]
+    history, sets = changes(metadata), forgotten(metadata)
+    requests = [change for change in history if change.forgotten]
     if not sets:
         raise DataError(
             f"a card needs a checkpoint that says what was forgotten; got {Path(checkpoint).name}, which does not. Make it with `expunge unlearn`, or save it with "
@@ -152,12 +152,12 @@ def _several(audits: Any) -> list[Any]:
     return list(audits) if isinstance(audits, list | tuple) else [audits]
 
 
-def _summary(requests: Sequence[Step], name: str, own_hash: str) -> str:
-    last, exact = requests[-1], all(step.kind == TRAINED or step.method == "retrain" for step in requests)
+def _summary(requests: Sequence[Change], name: str, own_hash: str) -> str:
+    last, exact = requests[-1], all(change.kind == TRAINED or change.method == "retrain" for change in requests)
     if len(requests) == 1 and last.forgotten:
         said = f"This model was made to forget {_images(last.forgotten)} by {code(last.method) if last.kind == UNLEARNED else 'training without them'}."
     else:
-        n = sum(step.forgotten.n for step in requests if step.forgotten)
+        n = sum(change.forgotten.n for change in requests if change.forgotten)
         said = f"This model was made to forget {n:,} training images by {len(requests)} requests, one after another."
     kind = (
         "It is said to have been trained from scratch without them."
@@ -225,41 +225,41 @@ def _data(data: Any) -> str:
     return f"Data:{called}{': ' + ', '.join(sizes) if sizes else ''}{printed}."
 
 
-def _how(history: Sequence[Step], metadata: Mapping[str, Any], own_hash: str) -> str:
+def _how(history: Sequence[Change], metadata: Mapping[str, Any], own_hash: str) -> str:
     lines, broken = _omitted(history), breaks(history)
-    several = sum(step.forgotten is not None for step in history) > 1
-    for k, step in _last(history):
+    several = sum(change.forgotten is not None for change in history) > 1
+    for k, change in _last(history):
         number = sum(before.forgotten is not None for before in history[:k])
-        title = f"Request {number}: {step.kind}" if step.forgotten and several else step.kind.capitalize()
-        lines.append(f"- **{title}**" + (f" by {code(step.method)}" if step.method else ""))
-        lines += [f"  - {fact}" for fact in _facts(step, metadata)]
+        title = f"Request {number}: {change.kind}" if change.forgotten and several else change.kind.capitalize()
+        lines.append(f"- **{title}**" + (f" by {code(change.method)}" if change.method else ""))
+        lines += [f"  - {fact}" for fact in _facts(change, metadata)]
         if k - 1 in broken:
             lines.append(
-                "  - **The chain is broken here**: by the hashes, this step did not begin with the model that the step before it made."
+                "  - **The chain is broken here**: by the hashes, this change did not begin with the model that the change before it made."
             )
     if history[-1].result not in (None, own_hash):
-        lines.append("- **The last step made another model than this file holds**, by the hashes.")
+        lines.append("- **The last change made another model than this file holds**, by the hashes.")
     return "\n".join(lines)
 
 
-def _facts(step: Step, metadata: Mapping[str, Any]) -> list[str]:
-    made = dict(step.made_with)
-    facts = [f"from the model `{step.original}`"] if step.original else []
-    facts += [f"to the model `{step.result}`"] if step.result else []
-    facts += [f"settings: {code(step.settings, 1500)}"] if step.settings else []
-    facts += [f"paper: {prose(step.paper)}"] if step.paper else []
-    if step.kind == TRAINED:
+def _facts(change: Change, metadata: Mapping[str, Any]) -> list[str]:
+    made = dict(change.made_with)
+    facts = [f"from the model `{change.original}`"] if change.original else []
+    facts += [f"to the model `{change.result}`"] if change.result else []
+    facts += [f"settings: {code(change.settings, 1500)}"] if change.settings else []
+    facts += [f"paper: {prose(change.paper)}"] if change.paper else []
+    if change.kind == TRAINED:
         facts += [
             f"{name}: {code(_one_line(metadata[name]), 1500)}"
             for name in ("architecture", "recipe")
             if isinstance(metadata.get(name), dict)
         ]
-    seconds, passes = step.seconds, step.passes
+    seconds, passes = change.seconds, change.passes
     took = [duration(seconds)] * (seconds is not None) + [f"{passes or 0:.3g} passes over the training set"] * (passes is not None)
-    facts += [f"seed {step.seed}"] if step.seed is not None else []
+    facts += [f"seed {change.seed}"] if change.seed is not None else []
     facts += [f"cost: {', '.join(took)}"] if took else []
-    if step.accuracy:
-        shares = ", ".join(f"{prose(group, 40)} {100 * share:.1f} %" for group, share in step.accuracy[:8])
+    if change.accuracy:
+        shares = ", ".join(f"{prose(group, 40)} {100 * share:.1f} %" for group, share in change.accuracy[:8])
         facts.append(f"right answers when it was made (not an audit): {shares}")
     versions = ", ".join(f"{key} {prose(made[key], 80)}" for key in ("expunge", "torch", "hardware") if key in made)
     facts += [f"with {versions}"] if versions else []
