@@ -9,12 +9,12 @@ from torch import nn
 from expunge import FineTune, forget_only, forget_samples
 from expunge.models.lineage import (
     breaks,
+    changes,
     describe_data,
     describe_ids,
     describe_split,
     forgotten,
     forgotten_or_none,
-    changes,
     unlearning_record,
     which,
 )

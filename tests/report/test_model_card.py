@@ -15,7 +15,7 @@ from expunge import FineTune, GradientAscent, forget_classes, forget_samples, lo
 from expunge.costs import Cost
 from expunge.errors import DataError, MissingError, StoreError
 from expunge.models import read_metadata
-from expunge.models.lineage import describe_ids, changes, describe_split, unlearning_record
+from expunge.models.lineage import changes, describe_ids, describe_split, unlearning_record
 from expunge.report import page, render
 from expunge.report.markdown import code, prose, visible
 from expunge.report.model_card import BEGIN, END, model_card, with_section, write_card

@@ -16,14 +16,14 @@ from ..models.checkpoint import read_metadata, stored_hash
 from ..models.lineage import (
     TRAINED,
     UNLEARNED,
-    Forgotten,
     Change,
+    Forgotten,
     breaks,
+    changes,
     count_or_none,
     describe_ids,
     forgotten,
     forgotten_or_none,
-    changes,
     which,
 )
 from .audit_section import audit_section
