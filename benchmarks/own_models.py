@@ -35,7 +35,7 @@ PAGE = pathlib.Path(__file__).parents[1] / "docs" / "own_models.md"
 MARKS = "<!-- table -->", "<!-- end of table -->"
 RECIPE = Recipe(epochs=1, lr=0.02, batch_size=16)
 QUICK = {
-    "epochs": 1, "max_epochs": 1, "batch_size": 16, "forget_batch_size": 6, "n_inputs": 60, "noise_images": 8, "copies": 2, "fisher_samples": 8,
+    "epochs": 1, "max_epochs": 1, "teacher_epochs": 1, "batch_size": 16, "forget_batch_size": 6, "n_inputs": 60, "noise_images": 8, "copies": 2, "fisher_samples": 8,
     "n_adversarial": 1, "attack_steps": 3, "n_made": 20, "recipe": RECIPE, "until": None,
 }  # fmt: skip
 OWN = {"ssd": {"alpha": 1.0}}  # on 60 images no weight is ten times as important for 12 of them
@@ -181,6 +181,8 @@ def main() -> None:
     torch.set_num_threads(1)
     networks = options.networks.split(",") if options.networks else list(NETWORKS)
     results: dict[str, dict[str, str]] = {check: {} for check in CHECKS if options.only.lower() in check.lower()}
+    if not results:
+        parser.error(f"--only must be a part of one of these: {', '.join(CHECKS)}; got {options.only}")
     for name in networks:
         on = subject(name)
         print(

@@ -41,6 +41,7 @@ def configured(cls: type[Method], **overrides) -> Method:
     """The method with settings that are quick on a toy problem; whatever field a method shares with others is set for all of them here."""
     quick = {
         "epochs": 2,
+        "teacher_epochs": 2,
         "batch_size": 8,
         "forget_batch_size": 2,
         "build": toy_net,

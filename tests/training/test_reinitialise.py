@@ -8,7 +8,7 @@ from expunge.errors import ModelError
 from expunge.models import architecture
 from expunge.models.normalize import with_normalize
 from expunge.rng import fork
-from expunge.training.reinitialise import reinitialised, reset
+from expunge.training.reinitialise import fresh_network, reinitialised, reset
 from toys import toy_net
 
 
@@ -92,3 +92,16 @@ def test_a_frozen_batchnorm_forgets_its_statistics_and_keeps_its_weights():
     norm.weight.fill_(5.0), norm.running_mean.fill_(7.0)
     reset([norm])
     assert (norm.running_mean == 0).all() and (norm.weight == 5).all()
+
+
+def test_a_fresh_network_is_the_one_that_is_built_or_else_one_like_the_model(memorised):
+    model, split, _ = memorised
+    built = fresh_network(model, lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), split.retain)
+    assert [type(module) for module in built] == [nn.Flatten, nn.Linear]
+    with fork(1):
+        like = fresh_network(model, None, split.retain)
+    assert like.state_dict().keys() == model.state_dict().keys()
+    with pytest.raises(ModelError, match=r"the 10 outputs of the model; got 11\. Pass the function"):
+        fresh_network(model, lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 11)), split.retain)
+    with pytest.raises(ModelError, match="must make a new model at every call"):
+        fresh_network(model, lambda: model, split.retain)

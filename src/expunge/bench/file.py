@@ -35,7 +35,7 @@ from ..audits import AUDITS
 from ..checks import choose
 from ..data.images import Augment
 from ..errors import ConfigError, MissingError
-from ..methods import METHODS, Method
+from ..methods import METHODS, Method, Retrain
 from ..settings import from_table, named
 from ..training.recipe import Recipe
 from ..training.recipes import recipe
@@ -96,7 +96,7 @@ def _method(name: str, fields: Any) -> Method:
     fields = dict(_table(fields, f"methods.{name}"))
     kind = fields.pop("method", name)
     cls = METHODS[choose("method", kind, METHODS, '`expunge list methods` shows all; another name of your own needs method = "…".')]
-    if "build" in cls.__dataclass_fields__:
+    if cls is Retrain:
         raise ConfigError(f"a plan retrains anyway; got {kind} among its methods. Leave it out.")
     published = fields.pop("published", None)
     given = (

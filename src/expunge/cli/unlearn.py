@@ -1,5 +1,6 @@
 """`expunge unlearn`: one method on one checkpoint."""
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -174,7 +175,8 @@ def make_method(name: str, settings: list[str], given: dict[str, Any], no_retain
     from ..settings import configured
 
     cls = METHODS[choose("method", name, METHODS, "`expunge list methods` shows all.")]
-    needed = {"build", "recipe"} & set(cls.__dataclass_fields__) - {text.partition("=")[0].strip() for text in settings} - set(given)
+    fields = {name for name, field in cls.__dataclass_fields__.items() if field.default is dataclasses.MISSING}
+    needed = {"build", "recipe"} & fields - {text.partition("=")[0].strip() for text in settings} - set(given)
     if needed:
         raise ConfigError(
             f"{name} needs {' and '.join(sorted(needed))} of the original, and its checkpoint does not tell; got none. "

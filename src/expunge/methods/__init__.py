@@ -11,6 +11,7 @@ from .esc import ESC
 from .eu_k import EUk
 from .fine_tune import FineTune
 from .fisher_forgetting import FisherForgetting
+from .fresh_teacher import FreshTeacher
 from .gradient_ascent import GradientAscent
 from .influence_unlearning import InfluenceUnlearning
 from .jit import JiT
@@ -43,6 +44,7 @@ METHODS: dict[str, type[Method]] = {
         EUk,
         FineTune,
         FisherForgetting,
+        FreshTeacher,
         GradientAscent,
         InfluenceUnlearning,
         JiT,
@@ -81,6 +83,7 @@ __all__ = [
     "EUk",
     "FineTune",
     "FisherForgetting",
+    "FreshTeacher",
     "GradientAscent",
     "InfluenceUnlearning",
     "JiT",

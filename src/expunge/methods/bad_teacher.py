@@ -13,7 +13,8 @@ from ..data.split import Split, share_of
 from ..rng import draw_seed
 from ..training.loop import BATCHNORM, sgd
 from ..training.objectives import Objective
-from ..training.reinitialise import reinitialised
+from ..training.recipe import Build
+from ..training.reinitialise import fresh_network
 from ..training.schedules import Constant, Schedule
 from ..training.teacher import Teacher
 from .base import Method
@@ -39,10 +40,11 @@ class BadTeacher(Method):
         weight_decay: on all parameters, ≥ 0. Authors: 0.
         schedule: learning rate over time.
         batchnorm: of the student: "train", "frozen_statistics" or "frozen", as in `sgd`. The teachers' statistics stay: the original's, and 0 and 1.
+        build: returns the fresh network; None = the model's own layers with weights drawn anew.
 
     Raises:
         DataError: the split has no retain samples.
-        ModelError: a parameter belongs to a module without `reset_parameters`, so that no fresh network can be made of this one.
+        ModelError: no `build`, and a parameter belongs to a module without `reset_parameters`; or `build` makes another kind of network.
 
     Paper: Chundawat et al., "Can Bad Teaching Induce Forgetting?", AAAI 2023, arXiv:2205.08096.
     Departures: the loss is divided by the number of samples (the authors' code divides by that of classes too, of which Adam notices little), the student is in
@@ -68,12 +70,16 @@ class BadTeacher(Method):
     weight_decay: float = setting(0.0, ge=0)
     schedule: Schedule = setting(factory=Constant)
     batchnorm: str = setting("train", choices=BATCHNORM)
+    build: Build | None = setting(None, later=True)
 
     def cost(self, forget: float) -> float:
         return self.epochs * (forget + self.retain_ratio * (1 - forget)) * 4 / 3
 
     def run(self, model: nn.Module, split: Split) -> None:
-        bad, few = Teacher(reinitialised(model), [split.forget]), share_of(split.retain, self.retain_ratio, draw_seed())
+        bad, few = (
+            Teacher(fresh_network(model, self.build, split.forget), [split.forget]),
+            share_of(split.retain, self.retain_ratio, draw_seed()),
+        )
         sgd(
             model, [split.forget, few], self._obey(bad, Teacher(model, [few])),
             epochs=self.epochs, lr=self.lr, batch_size=self.batch_size, weight_decay=self.weight_decay, schedule=self.schedule,

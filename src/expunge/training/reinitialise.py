@@ -7,8 +7,11 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from ..data.images import Samples
 from ..device import device_of
 from ..errors import ModelError
+from .inference import logits_of
+from .recipe import Build, new_model
 
 
 def reset(modules: Sequence[nn.Module]) -> None:
@@ -47,6 +50,27 @@ def reinitialised(model: nn.Module) -> nn.Module:
     fresh = copy.deepcopy(model).cpu().requires_grad_(True)
     reset(list(fresh.modules()))
     return fresh.to(device_of(model))
+
+
+def fresh_network(model: nn.Module, build: Build | None, data: Samples) -> nn.Module:
+    """A network that knows nothing of what the model was trained on: as `build` makes it, or else a copy of the model with fresh weights; on the model's device.
+
+    Args:
+        build: returns a new network with as many outputs as the model has; None = `reinitialised`.
+        data: samples of the kind that it will see.
+
+    Raises:
+        ModelError: as `new_model` or `reinitialised`, or the numbers of outputs differ.
+    """
+    if build is None:
+        return reinitialised(model)
+    network, one = new_model(build, data, device_of(model)), data.subset([0])
+    n_outputs, own = (logits_of(each, one).shape[1] for each in (network, model))
+    if n_outputs != own:
+        raise ModelError(
+            f"build() must make a network with the {own} outputs of the model; got {n_outputs}. Pass the function that built the original."
+        )
+    return network
 
 
 def owns(module: nn.Module) -> bool:
