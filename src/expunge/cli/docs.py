@@ -19,7 +19,7 @@ INTRODUCTION = """\
 
 {help}
 
-Results go to stdout as tables, or with `--json` as JSON; progress, warnings and errors go to stderr.
+Results go to stdout as tables, or with `--json` as [JSON](json.md); progress, warnings and errors go to stderr.
 `expunge VERB --help` says what this page says.
 
 | exit code | means |
