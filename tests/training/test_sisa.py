@@ -15,7 +15,7 @@ from expunge.progress import listen
 from expunge.store import Cell
 from expunge.training import sisa
 from expunge.training import stages as stages_file
-from expunge.training.ensemble import Ensemble
+from expunge.training.aggregate import Aggregate
 from expunge.training.inference import logits_of
 from expunge.training.recipe import Recipe, train_model
 from expunge.training.sisa import epochs_of_slices, homes, train_sisa
@@ -217,7 +217,7 @@ def test_answers_that_are_certain_stay_finite():
             return torch.tensor([[0.0, 5000.0]]).expand(len(x), 2)
 
     for aggregate in ("mean", "votes"):
-        assert Ensemble([Sure(), Sure()], aggregate)(torch.zeros(3, 1, 2, 2)).isfinite().all()
+        assert Aggregate([Sure(), Sure()], aggregate)(torch.zeros(3, 1, 2, 2)).isfinite().all()
 
 
 def test_bad_requests_are_refused(before):

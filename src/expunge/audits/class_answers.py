@@ -85,7 +85,6 @@ def class_answers(
     forget_classes: Sequence[int],
     classes: Sequence[str],
     references: Sequence[str],
-    attack: MIANN | None = None,
     leakage: ClassLeakage | None = None,
 ) -> ClassAnswers:
     """What the models answer on one forgotten class.
@@ -96,7 +95,6 @@ def class_answers(
         forgotten: number of the class. forget_classes: of all forgotten classes; images of the others are left out.
         classes: names of all classes.
         references: names of the retrained models among `logits`; may be empty.
-        attack: MIA-NN's settings.
         leakage: U-LiRA of this class, to be shown beside it.
 
     Raises:
@@ -111,7 +109,7 @@ def class_answers(
     short = short_classes(labels, forget_classes, n_outputs) if references else []
     exam = None
     if references and not short and n_outputs - len(forget_classes) > 1:
-        exam = (attack or MIANN()).exam(labels, forget_classes, torch.stack([logits[r] for r in references]), forgotten)
+        exam = MIANN().exam(labels, forget_classes, torch.stack([logits[r] for r in references]), forgotten)
     near = {} if exam is None else _near(exam, logits, references)
     rows = [
         ClassRow(name, mean_answer(z), predicted_shares(z), _distance(z, [unseen[r] for r in references if r != name]), near.get(name))

@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from ..costs import count
 from ..data.images import Samples
-from ..device import device_of, exact_float32, fast_layout
+from ..device import device_of, exact_float32, fast_layout, without_autocast
 from ..errors import ModelError
 from ..modes import eval_mode
 from ..rng import generator
@@ -104,7 +104,7 @@ class Remaining(nn.Module):
         """What comes behind must give what the model gives, from what the layer passes on alone."""
         expected, z = features_at(model, [self.last], few)[self.last], passed_on(model, self.layer, few).to(device_of(model))
         try:
-            with torch.no_grad(), exact_float32():
+            with torch.no_grad(), exact_float32(), without_autocast(device_of(model)):
                 found = self(z).cpu()
             fits = found.shape == expected.shape and torch.allclose(found, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
         except (RuntimeError, TypeError, ValueError, AttributeError, LookupError):

@@ -49,7 +49,7 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Trial:
+class Tried:
     """One value that tuning tried."""
 
     value: str
@@ -64,7 +64,7 @@ class Setting:
     name: str
     repr: str
     field: str
-    trials: list[Trial]
+    trials: list[Tried]
     at_the_end: bool
 
 
@@ -237,7 +237,7 @@ def _cell(column: str, estimate: Estimate | None) -> Cell:
 def _setting(row: Plain) -> Setting:
     tuned = row["tuned"] or {"field": "", "trials": [], "best": None, "at_the_end": False}
     trials = [
-        Trial(number(trial["value"], 3), _trial_gap(trial["gap"]), trial["value"] == tuned["best"])
+        Tried(number(trial["value"], 3), _trial_gap(trial["gap"]), trial["value"] == tuned["best"])
         for trial in sorted(tuned["trials"], key=lambda trial: trial["value"])
     ]
     return Setting(row["name"], row["settings"], tuned["field"], trials, tuned["at_the_end"])

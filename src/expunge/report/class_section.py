@@ -70,7 +70,7 @@ class Leakage:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Standing:
     """One model on this class, in one line."""
 
     standing: str  # of its distance to retraining: "within" the floor, "above" it, or "" where there is none
@@ -93,7 +93,7 @@ class Section:
     neighbour_floor: Estimate | None
     distance_scale: Scale
     leakage: Leakage | None
-    verdicts: dict[str, Verdict]
+    standings: dict[str, Standing]
 
 
 def sections(classes: Sequence[Mapping[str, Any]] | None, reference: str | None) -> list[Section]:
@@ -133,20 +133,20 @@ def _section(k: int, answers: Mapping[str, Any], forgotten: set[str], reference:
         neighbour_floor,
         cells.scale([row.get("distance") for row in rows] + [distance_floor], 0.0),
         _leakage(answers["leakage"]) if answers.get("leakage") else None,
-        _verdicts(rows[twins:], distance_floor, answers.get("leakage")),
+        _standings(rows[twins:], distance_floor, answers.get("leakage")),
     )
 
 
-def _verdicts(rows: Sequence[Mapping[str, Any]], floor: Estimate | None, leakage: Mapping[str, Any] | None) -> dict[str, Verdict]:
+def _standings(rows: Sequence[Mapping[str, Any]], floor: Estimate | None, leakage: Mapping[str, Any] | None) -> dict[str, Standing]:
     """What the summary says of each model; nothing of those that were not measured."""
     told = {row["method"]: max(row[key]["auc"]["value"] for key in SCORES) for row in (leakage or {"rows": []})["rows"]}
-    verdicts = {}
+    standings = {}
     for row in rows:
         name, distance = row["model"], _valued(row.get("distance"))
         standing = ("within" if distance["low"] <= floor["high"] else "above") if floor and distance else ""
         if standing or name in told:
-            verdicts[name] = Verdict(standing, cells.area(distance).value, f"{told[name]:.3f}" if name in told else "")
-    return verdicts
+            standings[name] = Standing(standing, cells.area(distance).value, f"{told[name]:.3f}" if name in told else "")
+    return standings
 
 
 def _choose(answers: Mapping[str, Any], rows: list[dict[str, Any]], twins: int) -> tuple[list[int], list[int]]:

@@ -21,7 +21,7 @@ from ..errors import ConfigError, DataError
 from ..progress import report
 from ..rng import check_seed, derive, fork, uniform
 from ..store import Cell, Store
-from .ensemble import AGGREGATES, Ensemble
+from .aggregate import AGGREGATES, Aggregate
 from .executors import AnyExecutor, launcher_of
 from .fleet import digest_of_layers
 from .recipe import Build, Recipe
@@ -91,7 +91,7 @@ class SISA:
                 with fork(0):
                     models.append(self.build())
                 models[-1].load_state_dict(weights_of(checkpoint))
-        return Ensemble(models, aggregate).eval()
+        return Aggregate(models, aggregate).eval()
 
     def unlearn(
         self,

@@ -12,7 +12,7 @@ from ..types import Images, Logits
 AGGREGATES = ("mean", "votes")
 
 
-class Ensemble(nn.Module):
+class Aggregate(nn.Module):
     """The log of what the models answer together, so that it may be read as logits.
 
     Args:
