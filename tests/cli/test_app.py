@@ -212,20 +212,9 @@ def test_a_reader_that_goes_away_is_no_news(tmp_path):
 
 def test_interrupted_shadows_exit_with_130_and_the_same_command_continues(work, expunge, tmp_path):
     store = tmp_path / "runs"
-    command = [
-        "shadows",
-        str(work.data),
-        "--like",
-        str(work.original),
-        "--n",
-        "6",
-        "--epochs",
-        "8",
-        "--store",
-        str(store),
-        "--workers",
-        "1",
-    ]
+    # 40 epochs, so that five models take seconds: that long this process has to notice that the first one is there
+    command = ["shadows", work.data, "--like", work.original, "--n", 6, "--epochs", 40, "--store", store, "--workers", 1]
+    command = [str(word) for word in command]
     process = subprocess.Popen(
         [*COMMAND, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=ENVIRONMENT
     )
