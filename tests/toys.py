@@ -56,21 +56,31 @@ def configured(cls: type[Method], **overrides) -> Method:
         "recipe": Recipe(epochs=3, lr=0.05, batch_size=16),
     } | overrides
     names = {field.name for field in dataclasses.fields(cls)}
+    if may_build(cls) and "build" not in overrides:
+        del quick["build"]
     return cls(**{name: value for name, value in quick.items() if name in names})
 
 
 def variants() -> list[Method]:
-    """Every registered method, with retain data and, where it has the choice, without."""
+    """Every registered method; where it has the choice, with retain data and without, and with a function that builds a network and without."""
     methods = []
     for cls in METHODS.values():
         methods.append(configured(cls))
         if isinstance(cls.retain, property) and "use_retain" in cls.__dataclass_fields__:
             methods.append(configured(cls, use_retain=False))
+        if may_build(cls):
+            methods.append(configured(cls, build=toy_net))
     return methods
 
 
+def may_build(cls: type[Method]) -> bool:
+    """Whether it can do without a function that builds a network, or take one."""
+    return "build" in cls.__dataclass_fields__ and cls.__dataclass_fields__["build"].default is None
+
+
 def method_id(method: Method) -> str:
-    return method.name + ("" if method.reads_retain else "-without-retain")
+    built = may_build(type(method)) and method.build is not None
+    return method.name + ("" if method.reads_retain else "-without-retain") + ("-build" if built else "")
 
 
 def spy_on_sgd(monkeypatch, *modules) -> list:

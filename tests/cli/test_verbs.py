@@ -330,3 +330,13 @@ def test_published_hyperparameters_are_available_by_name(work, expunge, tmp_path
     assert re.search(r"somewhere +epochs=2, lr=0.04", expunge("show", "fine_tune").stdout)
     common[-2] = "elsewhere"
     assert "no experiment named 'elsewhere'" in expunge(*common, "-o", tmp_path / "c", code=1).stderr
+
+
+def test_a_teacher_is_built_by_a_function_only_where_the_user_says_so(expunge, own_package):
+    expunge("train", "mynets:load", "mynets:build", "-o", "o.safetensors", "--epochs", "1", "--device", "cpu")
+    command = ["unlearn", "fresh_teacher", "--model", "o.safetensors", "--data", "mynets:load", "--build", "mynets:build"]
+    command += ["--forget-random", "10", "--device", "cpu"]
+    quick = ["--set", "epochs=1", "--set", "teacher_epochs=1", "--json"]
+    plain = json.loads(expunge(*command, *quick, "-o", "plain.safetensors").stdout)
+    built = json.loads(expunge(*command, *quick, "-o", "built.safetensors", "--set", "build=mynets:build").stdout)
+    assert plain["method"].endswith("build=None)") and "<function build" in built["method"]

@@ -166,7 +166,7 @@ def test_corner_cases(method, n, n_forget, shape, n_classes):
     build = toy_net_of(shape[0], n_classes)
     forget = (data.labels == 0).nonzero().flatten() if n_classes == 2 else range(n_forget)
     split = forget_classes(data, [0]) if method.scenario == "classes" else forget_samples(data, forget)
-    method = dataclasses.replace(method, build=build) if "build" in vars(method) else method
+    method = dataclasses.replace(method, build=build) if getattr(method, "build", None) else method
     with warnings.catch_warnings():
         if method.scenario == "classes" and not method.reads_retain:
             # Two epochs may not do on a network that knows nothing; a shadow class takes all samples in without a change of the answers among the others.

@@ -121,6 +121,13 @@ def test_a_share_of_the_retain_set_is_read_of_each_class(memorised, monkeypatch)
     assert not torch.equal(calls[1][0][1].ids, few.ids)
 
 
+def test_the_bad_teacher_may_be_built_by_a_function(memorised, teachers):
+    model, split, _ = memorised
+    BadTeacher(build=lambda: torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10)))(model, split)
+    bad, good = (teacher.model for teacher in teachers)
+    assert len(bad) == 2 and same(good, model)
+
+
 def test_answers_on_the_forget_set_become_those_of_the_bad_teacher(memorised, teachers):
     model, split, _ = memorised
     unlearned = BadTeacher(epochs=40, batch_size=16, lr=1e-3)(model, split)

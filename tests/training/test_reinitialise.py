@@ -103,5 +103,7 @@ def test_a_fresh_network_is_the_one_that_is_built_or_else_one_like_the_model(mem
     assert like.state_dict().keys() == model.state_dict().keys()
     with pytest.raises(ModelError, match=r"the 10 outputs of the model; got 11\. Pass the function"):
         fresh_network(model, lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 11)), split.retain)
+    with pytest.raises(ModelError, match="has not seen what is to be forgotten; got the model's own weights"):
+        fresh_network(model, lambda: copy.deepcopy(model), split.retain)
     with pytest.raises(ModelError, match="must make a new model at every call"):
         fresh_network(model, lambda: model, split.retain)

@@ -63,7 +63,7 @@ def show(
     """Explain one of them: what it does, and its settings.
 
     For a method, attack or audit, also the range and the default of each setting. A method and a recipe may share a name: then both. For a checkpoint, where it comes
-    from: its data, and each step from training through every request.
+    from: its data, and each change from training through every request.
     """
     from ..checks import choose
 

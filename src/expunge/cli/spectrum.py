@@ -176,9 +176,9 @@ def _save(
     from ..provenance import provenance
 
     told = metadata.get("architecture")
-    kept = {name: value for name, value in metadata.items() if name not in ("architecture", "model_hash", "accuracy")}
+    kept = {name: value for name, value in metadata.items() if name not in ("architecture", "model_hash")}
     clip = _settings(clipped.control) | {"input_shape": list(shape), "original": model_hash(network), "provenance": provenance()}
-    made = {"clipped": [*metadata.get("clipped", []), clip]} | ({"accuracy": clipped.accuracy["after"]} if clipped.accuracy else {})
+    made = {"clipped": [*metadata.get("clipped", []), clip | ({"accuracy": clipped.accuracy["after"]} if clipped.accuracy else {})]}
     own = {"build": build} if build is not None and told is None else {}
     save_model(clipped.model, output, metadata=kept | own | made, architecture=told and Architecture.from_json(told))
 

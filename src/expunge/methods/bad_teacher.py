@@ -23,7 +23,7 @@ from .base import Method
 @final
 @dataclass(frozen=True, kw_only=True)
 class BadTeacher(Method):
-    """Copies on retain samples what the frozen original answers, and on forget samples what a fresh network of the same architecture does; no label is read:
+    """Copies on retain samples what the frozen original answers, and on forget samples what a fresh network does; no label is read:
 
         min_θ  E_{x ∈ D_F ∪ D_R'} KL(q(x) ‖ softmax(f_θ(x) / T)),    D_R' ⊂ D_R
         q(x) = softmax(f_bad(x) / T) on D_F,   softmax(f_{θ_O}(x) / T) on D_R'
@@ -44,12 +44,12 @@ class BadTeacher(Method):
 
     Raises:
         DataError: the split has no retain samples.
-        ModelError: no `build`, and a parameter belongs to a module without `reset_parameters`; or `build` makes another kind of network.
+        ModelError: no `build`, and a parameter belongs to a module without `reset_parameters`; or `build` makes a network with another number of outputs, or the very model.
 
     Paper: Chundawat et al., "Can Bad Teaching Induce Forgetting?", AAAI 2023, arXiv:2205.08096.
     Departures: the loss is divided by the number of samples (the authors' code divides by that of classes too, of which Adam notices little), the student is in
     training mode, and each teacher answers only for its own samples. The incompetent teacher has the initialisation of its layers' `reset_parameters`, of all modules, not only of the
-    outermost ones (as in public code that resets the last layer of a ResNet and leaves the rest); an initialisation done elsewhere is not repeated.
+    outermost ones (as in public code that resets the last layer of a ResNet and leaves the rest); an initialisation done elsewhere is not repeated, unless it is done in `build`.
     Example:
         >>> round(BadTeacher().cost(0.1), 2)  # (0.1 + 0.3 · 0.9) · 4/3
         0.49

@@ -217,7 +217,9 @@ def _changes_of(record: Mapping[str, Any]) -> list[Change]:
 def _clip(clip: Mapping[str, Any], original: str | None, result: str | None) -> Change:
     bound = number_or_none(clip.get("max_norm"))
     settings = None if bound is None else f"singular values at most {bound:g}"
-    return Change(CLIPPED, original, result, settings=settings, made_with=_texts(clip.get("provenance")))
+    return Change(
+        CLIPPED, original, result, settings=settings, accuracy=_numbers(clip.get("accuracy")), made_with=_texts(clip.get("provenance"))
+    )
 
 
 def _made(record: Mapping[str, Any], result: str | None) -> list[Change]:

@@ -30,7 +30,7 @@ def commands(history: Sequence[Change], name: str, audits: Sequence[Evidence]) -
         source = [] if change.kind == TRAINED else ["--model", began]
         if change.kind == CLIPPED or not change.arguments:
             made = f"`expunge spectrum --clip`, {change.settings}" if change.kind == CLIPPED else "other means than the command line"
-            lines.append(f"# step {k} ({change.kind}) was made by {made}: {began if source else 'nothing'} -> {model}")
+            lines.append(f"# change {k} ({change.kind}) was made by {made}: {began if source else 'nothing'} -> {model}")
         else:
             lines.append(_line(verb, *change.arguments, *source, "-o", model))
     return [visible(line, 4000) for line in [*lines, *(line for found in audits for line in _audit(found, requests, model))]]

@@ -10,11 +10,12 @@ from torch.nn.modules.batchnorm import _NormBase
 from ..data.images import Samples
 from ..device import device_of
 from ..errors import ModelError
+from ..models.checkpoint import model_hash
 from .inference import logits_of
 from .recipe import Build, new_model
 
 
-def reset(modules: Sequence[nn.Module]) -> None:
+def reset(modules: Sequence[nn.Module], remedy: str = "let fewer layers start anew") -> None:
     """Draws weights and statistics of these modules anew, in place, each by its own `reset_parameters`; weights that do not require gradients stay.
 
     Inner modules come first (they are listed behind their parents), so that one which resets its children in a way of its own has the last word. Buffers that no
@@ -28,7 +29,7 @@ def reset(modules: Sequence[nn.Module]) -> None:
     if wanting is not None:
         raise ModelError(
             f"every layer that is to start anew must have a reset_parameters method, as PyTorch's own layers do; got {type(wanting).__name__} without one. "
-            "Give the class one that draws its weights, or let fewer layers start anew."
+            f"Give the class one that draws its weights, or {remedy}."
         )
     for module in modules:
         if isinstance(module, _NormBase) and module not in changing:  # frozen weights; what it has seen goes all the same
@@ -48,7 +49,7 @@ def reinitialised(model: nn.Module) -> nn.Module:
         ModelError: a parameter belongs to a module without `reset_parameters`.
     """
     fresh = copy.deepcopy(model).cpu().requires_grad_(True)
-    reset(list(fresh.modules()))
+    reset(list(fresh.modules()), "pass build=…, a function that makes such a network (in a plan or on the command line: mypkg.nets:build)")
     return fresh.to(device_of(model))
 
 
@@ -60,7 +61,7 @@ def fresh_network(model: nn.Module, build: Build | None, data: Samples) -> nn.Mo
         data: samples of the kind that it will see.
 
     Raises:
-        ModelError: as `new_model` or `reinitialised`, or the numbers of outputs differ.
+        ModelError: as `new_model` or `reinitialised`, or the numbers of outputs differ, or the network has the model's weights.
     """
     if build is None:
         return reinitialised(model)
@@ -69,6 +70,10 @@ def fresh_network(model: nn.Module, build: Build | None, data: Samples) -> nn.Mo
     if n_outputs != own:
         raise ModelError(
             f"build() must make a network with the {own} outputs of the model; got {n_outputs}. Pass the function that built the original."
+        )
+    if model_hash(network) == model_hash(model):
+        raise ModelError(
+            "build() must make a network that has not seen what is to be forgotten; got the model's own weights. Leave the checkpoint out of it."
         )
     return network
 
