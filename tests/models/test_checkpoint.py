@@ -256,6 +256,15 @@ def test_model_hash_is_over_names_types_shapes_and_bytes():
     assert model_hash(model) != expected
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_checkpoint_in_half_precision_has_the_hash_of_the_model_that_is_loaded_from_it(dtype, tmp_path):
+    path = tmp_path / "half.safetensors"
+    save_model(net().to(dtype), path)
+    loaded = load_model(path, net)
+    assert next(loaded.parameters()).dtype == torch.float32
+    assert stored_hash(path) == model_hash(loaded) == read_metadata(path)["model_hash"] != model_hash(net())
+
+
 def test_model_hash_sees_buffers_and_every_type():
     model = with_normalize(net(), [0.5], [0.25]).to(torch.bfloat16)
     before = model_hash(model)

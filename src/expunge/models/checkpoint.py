@@ -126,13 +126,16 @@ def stored_hash(path: str | Path) -> str:
 
 
 def model_hash(model: nn.Module) -> str:
-    """SHA-256 (hex) over the names, types, shapes and bytes of all weights and buffers; the same on every device."""
+    """SHA-256 (hex) over the names, types, shapes and bytes of all weights and buffers; the same on every device. Numbers of half precision count as the float32 that they are,
+    for that is what a checkpoint of them is loaded as.
+    """
     return _hash(_state(model))
 
 
 def _hash(state: dict[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(state.items()):
+        tensor = tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
         digest.update(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
         digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
