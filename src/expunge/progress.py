@@ -73,7 +73,8 @@ def roughly(seconds: float) -> str:
         >>> roughly(40), roughly(1000), roughly(20_000), roughly(900_000)
         ('40 s', '17 min', '5.6 h', '10.4 d')
     """
-    for limit, size, unit, digits in ((90, 1, "s", 0), (90 * 60, 60, "min", 0), (2 * 86_400, 3600, "h", 1)):
+    for limit, size, unit in ((90, 1, "s"), (90 * 60, 60, "min")):
         if seconds < limit:
-            return f"{seconds / size:.{digits}f} {unit}"
-    return f"{seconds / 86_400:.1f} d"
+            return f"{seconds / size:.0f} {unit}"
+    size, unit = (3600, "h") if seconds < 2 * 86_400 else (86_400, "d")
+    return f"{seconds / size:.1f}".removesuffix(".0") + f" {unit}"
