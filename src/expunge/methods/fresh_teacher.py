@@ -25,7 +25,7 @@ class FreshTeacher(Method):
         min_θ  E_{x ∈ D_F} CE(f_θ(x), q(x)) + E_{(x, y) ∈ D_R} CE(f_θ(x), y),    q(x) = softmax(f_fresh(x) / T)
 
     A retrained model answers a forget sample with what training on D_R alone says of it. A short training says it roughly; the model keeps what else the long one taught. No label of a forget
-    sample is read.
+    sample is read; the teacher answers each once, as it is, while the model sees it augmented.
 
     Use when: D_R is at hand, and so are some ten passes over it. Cost: `teacher_epochs` passes over D_R, a forward pass over D_F, and `epochs` passes over D.
 
@@ -38,16 +38,14 @@ class FreshTeacher(Method):
         batch_size: samples in a step, ≥ 1.
         weight_decay: on all parameters, ≥ 0.
         schedule: learning rate over time, of both trainings.
-        build: returns the fresh network; None = the model's own layers with weights drawn anew. For a model that training began with pre-trained weights, pass a function that loads those.
+        build: returns the fresh network; None = the model's own layers with weights drawn anew. For a model whose training began from pre-trained weights, pass a function that loads these.
 
     Raises:
         DataError: the split has no retain samples.
         ModelError: no `build`, and a parameter belongs to a module without `reset_parameters`; or `build` makes a network with another number of outputs, or the very model.
 
-    The teacher answers each forget sample once, as it is, while the model sees it augmented.
-
-    Paper: ours. The defaults were chosen with the help of retrained models (10 % of 10,000 images of CIFAR-10, `resnet_tiny`, 20 epochs); `tune` chooses `lr` without. Nearest in print: Dolgova and Stich 2026, arXiv:2605.31317, whose small teacher is trained on the forget samples' neighbours among the retain samples; Bad Teacher
-    (arXiv:2205.08096) has a fresh network that is not trained.
+    Paper: ours. The defaults were chosen with the help of retrained models (10 % of 10,000 images of CIFAR-10, `resnet_tiny`, 20 epochs); `tune` chooses `lr` without.
+    Nearest in print: Dolgova and Stich 2026, arXiv:2605.31317, whose small teacher is trained on the forget samples' neighbours among the retain samples; Bad Teacher (arXiv:2205.08096) has a fresh network that is not trained.
     Departures: none.
     Example:
         >>> round(FreshTeacher().cost(0.1), 2)  # 5 · 0.9 + 0.1 / 3 + 5
