@@ -134,8 +134,8 @@ def model_hash(model: nn.Module) -> str:
 
 def _hash(state: dict[str, Tensor]) -> str:
     digest = hashlib.sha256()
-    for name, tensor in sorted(state.items()):
-        tensor = tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+    exact = {name: value.float() if value.dtype in (torch.float16, torch.bfloat16) else value for name, value in state.items()}
+    for name, tensor in sorted(exact.items()):
         digest.update(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
         digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
