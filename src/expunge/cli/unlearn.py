@@ -182,9 +182,8 @@ def make_method(name: str, settings: list[str], given: dict[str, Any], no_retain
             f"{name} needs {' and '.join(sorted(needed))} of the original, and its checkpoint does not tell; got none. "
             "Train the original with `expunge train`, or retrain with `expunge train … --without ids.csv`."
         )
-    given = {
-        name: value for name, value in given.items() if name in fields
-    }  # an optional one is for the user to pass: --set build=mypkg.nets:build
+    # What a method can do without is for the user to pass: --set build=mypkg.nets:build.
+    given = {name: value for name, value in given.items() if name in fields}
     if published is not None:
         given = given | dict(cls.published[choose("experiment", published, cls.published, f"`expunge show {name}` has them all.")])
     method = configured(cls, settings, given)

@@ -76,10 +76,8 @@ class BadTeacher(Method):
         return self.epochs * (forget + self.retain_ratio * (1 - forget)) * 4 / 3
 
     def run(self, model: nn.Module, split: Split) -> None:
-        bad, few = (
-            Teacher(fresh_network(model, self.build, split.forget), [split.forget]),
-            share_of(split.retain, self.retain_ratio, draw_seed()),
-        )
+        bad = Teacher(fresh_network(model, self.build, split.forget), [split.forget])
+        few = share_of(split.retain, self.retain_ratio, draw_seed())
         sgd(
             model, [split.forget, few], self._obey(bad, Teacher(model, [few])),
             epochs=self.epochs, lr=self.lr, batch_size=self.batch_size, weight_decay=self.weight_decay, schedule=self.schedule,
