@@ -15,6 +15,8 @@ from expunge.bench import work
 from expunge.bench.point import points
 from expunge.bench.work import Run, chosen
 from expunge.errors import ConfigError, DataError
+from expunge.metrics.answers import total_variation
+from expunge.training.inference import logits_of
 
 
 def files(store):
@@ -28,7 +30,7 @@ def test_a_number_of_the_table_is_what_an_audit_of_these_models_says(finished):
     shadows = expunge.train_shadow_models(
         point.build, point.split.train, point.test, n=4, recipe=point.recipe, store=store, workers=1, device="cpu"
     )
-    gaps, areas = [], []
+    gaps, areas, distances = [], [], []
     for seed in range(2):
         original = point.model("originals", seed)
         retrained = [point.model("retrained", k) for k in (seed, 1 - seed)]
@@ -36,10 +38,13 @@ def test_a_number_of_the_table_is_what_an_audit_of_these_models_says(finished):
         audit = expunge.audit(models, point.split, point.test.subset(point.held_out), shadows=shadows, attacks=[RMIA()], device="cpu")
         gaps.append(audit.model("unlearned").gaps.average.value)
         areas.append(audit["RMIA", "unlearned"].auc)
+        ours, *theirs = (logits_of(model, point.split.forget) for model in (models["unlearned"], *retrained))
+        distances.append(total_variation(ours, torch.stack(theirs)).value)
     row = results.points[0]["fine_tune"]
     assert row.gaps == pytest.approx(gaps, abs=1e-9)
     assert row.columns["average gap"].value == pytest.approx(statistics.mean(gaps))
     assert row.columns["RMIA AUC"].value == pytest.approx(statistics.mean(areas))
+    assert row.columns["TV distance"].value == pytest.approx(statistics.mean(distances))
     assert row.settings == repr(method)
 
 
@@ -125,6 +130,14 @@ def test_whole_classes_have_their_own_columns(tmp_path):
     )
     columns = plan.run(tmp_path, workers=1, device="cpu").points[0]["delete"].columns
     assert {"forget test", "TV distance", "MIA-NN gap", "LossThreshold AUC"} <= set(columns)
+
+
+def test_answers_on_samples_are_held_against_all_retrained_models_and_those_against_the_others():
+    """p of class 1: three retrained models 0.2, 0.4 and 0.6 (mean 0.4), the method 0.9; the images of other groups do not count."""
+    probabilities = {"amun": 0.9, "retrained": 0.2, "retrained 2": 0.4, "retrained 3": 0.6}
+    answers = {name: {"forget": torch.tensor([[1 - p, p]] * 5).log(), "test": torch.randn(5, 2)} for name, p in probabilities.items()}
+    assert work._of_samples("amun", answers)["distance"]["value"] == pytest.approx(0.5)
+    assert work._of_samples("retrained", answers)["distance"]["value"] == pytest.approx(0.3)
 
 
 def test_gaps_of_opposite_signs_do_not_cancel():

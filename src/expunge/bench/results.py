@@ -24,7 +24,7 @@ from .work import FAILED, Run, chosen, tuned_cell
 
 GROUPS = ("forget", "forget_test", "retain", "test")
 AVERAGE_GAP = "average gap"
-OF_CLASSES = {"distance": "TV distance", "mia_nn_gap": "MIA-NN gap"}
+ANSWERS = {"distance": "TV distance", "mia_nn_gap": "MIA-NN gap"}
 
 
 @final
@@ -292,11 +292,9 @@ def _untunable(point: Point, name: str) -> str | None:
 
 
 def _columns(models: Sequence[Mapping[str, Any]]) -> dict[str, Estimate]:
-    """Accuracies by group, answers on forgotten classes, and AUC by attack."""
+    """Accuracies by group, how far answers are from retraining's, and AUC by attack."""
     found = {group.replace("_", " "): _over([model[group] for model in models]) for group in GROUPS if models and models[0].get(group)}
-    found |= {
-        title: _over([model[key] for model in models]) for key, title in OF_CLASSES.items() if models and all(key in m for m in models)
-    }
+    found |= {title: _over([model[key] for model in models]) for key, title in ANSWERS.items() if models and all(key in m for m in models)}
     for k, row in enumerate(models[0]["attacks"] if models else ()):
         found[f"{row['attack']} AUC"] = _over([model["attacks"][k]["auc"] for model in models])
     return found

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, final
 
+import torch
 from torch import Tensor
 
 from ..auditing import audit_answers
@@ -16,8 +17,9 @@ from ..audits.compared import ORIGINAL, RETRAINED
 from ..audits.result import Audit
 from ..errors import ExpungeError, HealthFlag, NotFinite, StoreError
 from ..methods import Method
+from ..metrics.answers import total_variation
 from ..metrics.estimate import mean_estimate
-from ..report.twins import is_other, numbered
+from ..report.twins import is_other, is_reference, numbered
 from ..store import Cell
 from ..stored import unlearn_stored
 from ..training.inference import logits_of
@@ -25,7 +27,7 @@ from ..tuning import tune
 from .point import Point
 
 FAILED = "failed"  # in a result: why there is none
-REVISION = 3  # of what is kept of an audit, or of tuning
+REVISIONS = {"tuned": 3, "audited": 4}  # of what is kept: a higher one makes such cells anew
 
 
 @final
@@ -80,7 +82,9 @@ class Run:
                 cell.finish(scores.result())
                 return
         logits = (scores or point.cells["originals"][self.seed]).tensors("scores")["logits"]
-        cell.finish(_kept(_audit(point, self.method, self.seed, logits), self.method) | ({} if scores is None else scores.result()))
+        answers = _answers(point, self.method, self.seed, logits)
+        audit = audit_answers(answers, point.audited, attacks=point.attacks)
+        cell.finish(_kept(audit, self.method, answers) | ({} if scores is None else scores.result()))
 
     def __str__(self) -> str:
         return f"{self.method} on original {self.seed}"
@@ -124,7 +128,7 @@ def tuned_cell(point: Point, name: str) -> Cell:
     (original, *_), (development,) = point.cells["originals"], point.cells["development"]
     spec = {
         "method": point.methods[name], "original": original.folder.name, "development": development.folder.name,
-        "validation": point.validation.fingerprint, "trials": point.trials, "revision": REVISION,
+        "validation": point.validation.fingerprint, "trials": point.trials, "revision": REVISIONS["tuned"],
     }  # fmt: skip
     return point.store.cell("tuned", spec | _forgotten(point))
 
@@ -144,7 +148,7 @@ def audited_cell(point: Point, name: str, seed: int) -> Cell | None:
         return None
     spec = {
         "model": source.folder.name, "retrained": [cell.folder.name for cell in _order(point, seed)],
-        "shadows": [cell.folder.name for cell in point.cells["shadows"]], "attacks": point.attacks, "held_out": point.held_out, "revision": REVISION,
+        "shadows": [cell.folder.name for cell in point.cells["shadows"]], "attacks": point.attacks, "held_out": point.held_out, "revision": REVISIONS["audited"],
     }  # fmt: skip
     return point.store.cell("audited", spec | _forgotten(point))
 
@@ -160,25 +164,33 @@ def _order(point: Point, seed: int) -> list[Cell]:
     return cells[at:] + cells[:at]
 
 
-def _audit(point: Point, name: str, seed: int, logits: Tensor) -> Audit:
+def _answers(point: Point, name: str, seed: int, logits: Tensor) -> dict[str, dict[str, Tensor]]:
+    """What the model under this name and the retrained ones answer, by group."""
     answers = {name: logits}
     for k, cell in enumerate(_order(point, seed)):
         answers[numbered(RETRAINED, k)] = cell.tensors("scores")["logits"]
-    return audit_answers({each: point.by_group(z) for each, z in answers.items()}, point.audited, attacks=point.attacks)
+    return {each: point.by_group(z) for each, z in answers.items()}
 
 
-def _kept(audit: Audit, name: str) -> dict[str, Any]:
+def _kept(audit: Audit, name: str, answers: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Any]:
     """What tables need of an audit: the model's numbers, the yardstick's, and how far the other retrained models are from that."""
     found = audit.to_dict()
 
     def of(model: str) -> Mapping[str, Any]:
         attacks = [{key: row[key] for key in ("attack", "auc", "tpr", "fpr")} for row in found["attacks"] if row["model"] == model]
         row = next(row for row in found["models"] if row["name"] == model)
-        answers = [row for answers in found["classes"] for row in answers["rows"] if row["model"] == model]
-        return {key: row[key] for key in ("forget", "forget_test", "retain", "test", "gaps")} | {"attacks": attacks} | _of_classes(answers)
+        rows = [row for each in found["classes"] for row in each["rows"] if row["model"] == model]
+        far = _of_classes(rows) if rows else _of_samples(model, answers)
+        return {key: row[key] for key in ("forget", "forget_test", "retain", "test", "gaps")} | {"attacks": attacks} | far
 
     twins = [row["gaps"]["average"] for row in found["models"] if is_other(row["name"], RETRAINED)]
     return {"model": of(name), "yardstick": of(RETRAINED), "twins": twins, "sizes": found["sizes"], "flags": found["flags"]}
+
+
+def _of_samples(model: str, answers: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Any]:
+    """How far a model's answers on the forget samples are from the mean of the (other) retrained models', which never saw them."""
+    retrained = [logits["forget"] for name, logits in answers.items() if name != model and is_reference(name, RETRAINED)]
+    return {"distance": total_variation(answers[model]["forget"], torch.stack(retrained)).to_dict()}
 
 
 def _of_classes(rows: list[Mapping[str, Any]]) -> dict[str, Any]:
