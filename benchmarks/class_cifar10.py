@@ -2,7 +2,8 @@
 
     python benchmarks/class_cifar10.py --root data --store runs          # everything; resumable, and several may run at once on one store
     python benchmarks/class_cifar10.py --stage train                     # only the models that are trained from scratch
-    python benchmarks/class_cifar10.py --stage timing                    # CPU seconds of each method, one after another
+    python benchmarks/class_cifar10.py --stage timing                    # CPU seconds of each method, one after another: class_cifar10_timing.json
+    python benchmarks/class_cifar10.py --stage leaning                   # what the neighbour gets from originals without the class, and from retrained models: class_cifar10_leaning.json
 
 Plan: 10,000 training images (mirrored at random, not shifted, so that 20 epochs memorise them), resnet_tiny, 20 epochs; 5 classes, each forgotten on its own from 3
 originals, against 3 retrained models a class; all 10,000 test images, RA on a quarter of the retain images. U-LiRA on every class with 6 originals, all unlearned, and
@@ -28,7 +29,7 @@ from expunge.metrics import mean_estimate
 from expunge.provenance import provenance
 from expunge.store import Store
 from expunge.stored import unlearn_stored
-from expunge.training.fleet import load_trained
+from expunge.training.fleet import fleet_cells, load_trained
 from expunge.training.inference import logits_of
 
 RECIPE = Recipe(epochs=20, lr=0.1, batch_size=128)
@@ -170,6 +171,28 @@ class Experiment:
             print(name, found[name], flush=True)
         return found
 
+    def leaning(self) -> dict[str, dict]:
+        """For each class, on its training and unseen images: the mean probability of the class's neighbour, and the mean highest one; originals with the class taken out (TRW's target without a tilt), and retrained models."""
+        found, both = {}, pool(self.train, self.test)
+
+        def answers(tasks: list[TrainTask]) -> torch.Tensor:
+            return torch.stack([cell.tensors("scores")["logits"] for cell in fleet_cells(tasks, both, self.store)]).double()
+
+        originals = answers(self.fleet("original", range(SEEDS)))
+        for c in CLASSES:
+            retrained = answers(self.fleet("retrained", range(SEEDS), c)).softmax(2)
+            images = {"training": self.splits[c].forget_indices, "unseen": N_TRAIN + (self.test.labels == c).nonzero()[:, 0]}
+            neighbour = int(retrained[:, images["unseen"]].mean((0, 1)).argmax())
+            for kind, at in images.items():
+                answered = {
+                    "original": originals[:, at].index_fill(2, torch.tensor(c), -torch.inf).softmax(2),
+                    "retrained": retrained[:, at],
+                }
+                found[f"{self.train.classes[c]}, {kind}"] = {"neighbour": self.train.classes[neighbour]} | {
+                    model: {"neighbour": float(p[..., neighbour].mean()), "highest": float(p.amax(2).mean())} for model, p in answered.items()
+                }  # fmt: skip
+        return found
+
 
 def for_leakage(methods: dict[str, expunge.Method]) -> dict[str, expunge.Method]:
     return {name: methods[name] for name in LEAKAGE}
@@ -238,14 +261,15 @@ def main() -> None:
     parser.add_argument("--root", default="data")
     parser.add_argument("--store", default="runs")
     parser.add_argument("--out", default="docs/results", type=pathlib.Path)
-    parser.add_argument("--stage", choices=["train", "unlearn", "measure", "timing", "all"], default="all")
+    parser.add_argument("--stage", choices=["train", "unlearn", "measure", "timing", "leaning", "all"], default="all")
     parser.add_argument("--reverse", action="store_true", help="take the unlearning runs backwards: for a second process on the same store")
     options = parser.parse_args()
     torch.set_num_threads(1)
     experiment = Experiment(options.root, options.store)
-    if options.stage == "timing":
-        text = json.dumps(experiment.timing() | {"versions": provenance(), "platform": platform.platform()}, indent=1)
-        (options.out / "class_cifar10_timing.json").write_text(text + "\n")
+    if options.stage in ("timing", "leaning"):
+        found = experiment.timing() if options.stage == "timing" else experiment.leaning()
+        text = json.dumps(found | {"versions": provenance(), "platform": platform.platform()}, indent=1)
+        (options.out / f"class_cifar10_{options.stage}.json").write_text(text + "\n")
         return
     if options.stage in ("train", "all"):
         experiment.train_all()
