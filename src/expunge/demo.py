@@ -100,7 +100,7 @@ class Demo:
             attacks=[LossThreshold(), RMIA(), LiRA()],  # the last one enters the average gap: on few, easy images LiRA sees most
             shadows=shadows,
             seconds=seconds | {name: u.seconds for name, u in unlearned.items()},
-            details=details | {name: repr(method) for name, method in self.methods.items()},
+            details=details | {name: str(method) for name, method in self.methods.items()},
             title=f"Forgetting {self.n_forget} handwritten digits",
             device=where["device"],
         )

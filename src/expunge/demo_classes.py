@@ -95,7 +95,7 @@ class ClassDemo:
             | {"retrained": [shadows.retrained_model(k) for k in range(len(shadows))]},
             split, shadows.test,
             seconds=seconds | {name: u.seconds for name, u in unlearned.items()},
-            details=details | {name: repr(method) for name, method in self.methods.items()},
+            details=details | {name: str(method) for name, method in self.methods.items()},
             leakage=leakage, title=f"Forgetting the digit {self.digit}", device=device,
         )  # fmt: skip
         return result.to_dict()

@@ -217,7 +217,9 @@ def test_a_class_leaves_without_retain_data_and_without_a_step_being_chosen(meth
 @every_method
 def test_a_method_prints_as_its_recipe_and_survives_json(method):
     assert repr(method).startswith(type(method).__name__ + "(")
+    assert " at 0x" not in str(method)
     if vars(method).get("build") is None:
+        assert str(method) == repr(method)
         text = canonical(method)
         classes = {c.__name__: c for c in [*METHODS.values(), *described_classes()]}
         again = rebuild(__import__("json").loads(text), classes)

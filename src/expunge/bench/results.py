@@ -35,7 +35,7 @@ class Row:
     Attributes:
         columns: "average gap", accuracies by group, AUC by attack ("RMIA AUC"), as fractions; for retraining, the average gap is the null floor.
         gaps: the average gap of each seed. seeds: how many there are by now.
-        epochs: passes over the training set, counted. seconds: median. settings: repr of the method.
+        epochs: passes over the training set, counted. seconds: median. settings: the method as text.
         tuned: what `tune` chose and tried. paper: published values by column. problem: why there are no numbers (diverged, failed, or not there yet). planned: seeds of the plan.
     """
 
@@ -264,7 +264,7 @@ def _row(point: Point, name: str, audits: Sequence[Mapping[str, Any]], paper: Ma
         name=name, seeds=len(audits), columns=({AVERAGE_GAP: _over(gaps)} if gaps else {}) | _columns(models), gaps=[gap["value"] for gap in gaps],
         epochs=statistics.mean(_epochs(point, audit["cost"]) for audit in audits) if method is not None and audits and audits[0].get("cost") else None,
         seconds=statistics.median(audit["seconds"] for audit in audits) if method is not None and audits else None,
-        settings=None if method is None else repr(method), tuned=tuned, paper=paper, problem=problem, planned=point.seeds,
+        settings=None if method is None else str(method), tuned=tuned, paper=paper, problem=problem, planned=point.seeds,
     )  # fmt: skip
 
 

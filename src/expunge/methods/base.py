@@ -7,7 +7,7 @@ import contextlib
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Self, final
 
 import torch
@@ -100,6 +100,13 @@ class Method(ABC):
             check_model(unlearned, split.forget, labels=split.train.labels)
             self.run(unlearned, split)
         return _restored(unlearned.to(device_of(model)), model)
+
+    @final
+    def __str__(self) -> str:
+        """As records have it: its repr, but functions by their names, for an address differs from run to run."""
+        values = {field.name: getattr(self, field.name) for field in fields(self) if field.repr}
+        shown = {name: getattr(value, "__qualname__", None) or repr(value) for name, value in values.items()}
+        return f"{type(self).__name__}({', '.join(f'{name}={text}' for name, text in shown.items())})"
 
     @property
     @final

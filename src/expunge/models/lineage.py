@@ -27,7 +27,7 @@ LARGEST = 10**15  # of a count or a time that is believed
 
 
 class Named(Protocol):
-    """What a record tells of a method beside its repr."""
+    """What a record tells of a method beside its settings."""
 
     @property
     def name(self) -> str: ...
@@ -169,7 +169,7 @@ def unlearning_record(
     if "data" not in kept and split.has_retain:
         kept["data"] = describe_data(split.train)
     made = {
-        "method": method.name, "settings": repr(method), "paper": method.paper, "seed": seed, "forget": describe_split(split),
+        "method": method.name, "settings": str(method), "paper": method.paper, "seed": seed, "forget": describe_split(split),
         "original": model_hash(original), "provenance": provenance(), "history": _before(history),
     }  # fmt: skip
     if cost is not None:
