@@ -37,11 +37,11 @@ def walked(gap_of, first, trials):
     return [trial.value for trial in done]
 
 
-def test_the_walk_goes_where_the_gap_falls_and_then_looks_closer():
+def test_the_walk_goes_where_the_gap_falls_as_long_as_it_falls_and_then_looks_closer():
     values = walked(lambda v: abs(torch.tensor(v).log10().item() + 0.2) + 0.1, 1e-3, 9)
-    assert values[:3] == pytest.approx([1e-3, 1e-3 * STEP, 1e-3 / STEP])
-    assert values[3:8] == pytest.approx([1e-2, 1e-2 * STEP, 0.1, 0.1 * STEP, 1.0])  # 10 ** -0.2 is nearer to 1 than to 0.316
-    assert values[8] == pytest.approx(STEP)
+    assert values == pytest.approx([1e-3 * STEP**p for p in (0, 1, 2, 3, 4, 5, 6, 7, 6.5)])  # 10 ** -0.2 is nearer to 1 than to 0.316
+    down = walked(lambda v: abs(torch.tensor(v).log10().item() + 4) + 0.1, 1e-3, 6)
+    assert down == pytest.approx([1e-3 * STEP**p for p in (0, 1, -1, -2, -3, -1.5)])
     closer = walked(lambda v: abs(torch.tensor(v).log10().item() + 3) + 0.1, 1e-3, 7)
     assert closer == pytest.approx([1e-3 * STEP**p for p in (0, 1, -1, 0.5, -0.5, 0.25, -0.25)])
 

@@ -124,8 +124,8 @@ def tune(
 
         D_P ⊂ D_R, as large as D_F (at most half of D_R) and of its kind: random samples, or as many other whole classes
         θ_P = trained on D \\ D_P                                  once for a model, whatever is tuned
-        x₀ = the setting as it is;  try x₀, √10 x₀, x₀/√10, go on from the best of them, with √10 for √√10 where both neighbours are worse,
-        until the trials are used up
+        x₀ = the setting as it is;  try √10 x₀, and go on upwards as long as it gets better; else x₀/√10, and downwards;
+        where both neighbours of the best are worse, go on with √√10 for √10; until the trials are used up
         choose the x whose θ_U, unlearned from θ_O on (D_P, D \\ D_P), has the smallest average gap to θ_P
 
     All methods get the same number of trials, so that none is tuned better than another. What papers report is usually tuned on the retrained model itself.
@@ -238,16 +238,22 @@ def start_of(method: Method, split: Split, field: str | None = None) -> tuple[st
 
 
 def _walk(first: float, done: list[Trial]) -> Iterator[float]:
-    """Which values to try, one after another; `done` is looked at in between."""
+    """Which values to try, one after another; `done` is looked at in between. Uphill at once: few trials reach far, where the start is far off."""
     yield first
     step = STEP
     while step > FINEST:
-        centre = min(done, key=_gap).value if done else first
+        centre = _best_of(done, first)
         for value in (centre * step, centre / step):
             if not any(math.isclose(value, trial.value) for trial in done):
                 yield value
-        if not done or min(done, key=_gap).value == centre:
+            if _best_of(done, first) != centre:
+                break
+        else:
             step = math.sqrt(step)
+
+
+def _best_of(done: list[Trial], first: float) -> float:
+    return min(done, key=_gap).value if done else first
 
 
 def _tried(
