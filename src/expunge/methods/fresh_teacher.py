@@ -32,7 +32,8 @@ class FreshTeacher(Method):
     Args:
         epochs: passes over forget and retain set, ≥ 1.
         lr: SGD step per mini-batch of mean loss, > 0.
-        teacher_epochs: passes of the fresh network over the retain set, ≥ 1.
+        teacher_epochs: passes of the fresh network over the retain set, ≥ 1. They decide how much is forgotten: after a shorter training the teacher, and the model
+            with it, answers fewer forget samples rightly.
         teacher_lr: its SGD step, > 0: as one trains this architecture.
         temperature: T, > 0. Below 1 the answers become surer, as those of a network that is trained for longer are.
         batch_size: samples in a step, ≥ 1.
@@ -48,17 +49,17 @@ class FreshTeacher(Method):
     Nearest in print: Dolgova and Stich 2026, arXiv:2605.31317, whose small teacher is trained on the forget samples' neighbours among the retain samples; Bad Teacher (arXiv:2205.08096) has a fresh network that is not trained.
     Departures: none.
     Example:
-        >>> round(FreshTeacher().cost(0.1), 2)  # 5 · 0.9 + 0.1 / 3 + 5
-        9.53
+        >>> round(FreshTeacher().cost(0.1), 2)  # 4 · 0.9 + 0.1 / 3 + 6
+        9.63
     """
 
     name: ClassVar[str] = "fresh_teacher"
     paper: ClassVar[str] = "ours"
     retain: ClassVar[str] = "full"
 
-    epochs: int = setting(5, ge=1)
+    epochs: int = setting(6, ge=1)
     lr: float = setting(0.05, gt=0)
-    teacher_epochs: int = setting(5, ge=1)
+    teacher_epochs: int = setting(4, ge=1)
     teacher_lr: float = setting(0.1, gt=0)
     temperature: float = setting(0.5, gt=0)
     batch_size: int = setting(128, ge=1)
