@@ -12,9 +12,10 @@ from expunge.bench.results import PointResults, Results, Row
 from expunge.errors import DataError, StoreError
 from expunge.metrics.estimate import mean_estimate
 from expunge.report import render_benchmark, write_benchmark
-from expunge.report.benchmark_figures import BEYOND, FRAMES, GapAxis, cost_figures
+from expunge.report.benchmark_figures import BEYOND, FRAMES, FromZero, exactly, scatters
 from expunge.report.point_labels import TIES as TIES_WITH_BEST
 from expunge.report.point_labels import WIDEST, Point, letters, place_labels
+from expunge.report.spectrum_section import Axis
 from report.benchmarks import METHODS, TIES, benchmark, estimate, find, method, point, running, without_numbers
 from report.pages import HOSTILE, Page
 
@@ -104,9 +105,9 @@ def test_methods_are_drawn_in_the_order_of_their_gaps_where_the_numbers_say():
 
 
 def test_an_axis_is_not_stretched_by_one_long_interval_and_says_where_it_is_cut():
-    axis = GapAxis.of([estimate(0.1, 0.01), estimate(0.2, 3.0)])
+    axis = FromZero.of([estimate(0.1, 0.01), estimate(0.2, 3.0)])
     assert axis.high == pytest.approx(1.04 * BEYOND * 0.2) and [axis.beyond(estimate(0.2, half)) for half in (0.01, 3.0)] == [False, True]
-    assert GapAxis.of([estimate(0.1, 0.01)]).high == pytest.approx(1.04 * 0.11)
+    assert FromZero.of([estimate(0.1, 0.01)]).high == pytest.approx(1.04 * 0.11)
     result = small()
     assert "an arrow says" not in words(result) and 'class="more high"' not in render_benchmark(result)
     find(result, "amun")["columns"]["average gap"] |= {"low": -3.0, "high": 3.0}
@@ -115,7 +116,7 @@ def test_an_axis_is_not_stretched_by_one_long_interval_and_says_where_it_is_cut(
 
 @pytest.mark.parametrize("gaps", [[0.0], [1e-5], [0.0118, 0.011], [0.3, 0.002], [1.0]])
 def test_the_axis_of_gaps_has_a_few_round_numbers(gaps):
-    axis = GapAxis.of([{"value": gap, "low": None, "high": None} for gap in gaps])
+    axis = FromZero.of([{"value": gap, "low": None, "high": None} for gap in gaps])
     labels, places = zip(*((tick.label, tick.place) for tick in axis.ticks), strict=True)
     assert 3 <= len(labels) <= 7 and labels[0] == "0" and all(len(label) <= 6 for label in labels)
     assert list(places) == sorted(set(places)) and places[0] >= 0 and 66 < places[-1] <= 100
@@ -124,7 +125,7 @@ def test_the_axis_of_gaps_has_a_few_round_numbers(gaps):
 
 def costed(names=METHODS):
     return [
-        (name, "ties" if name in TIES else "worse", METHODS[name][2], estimate(METHODS[name][0] / 100, METHODS[name][1] / 100))
+        (name, "ties" if name in TIES else "worse", exactly(METHODS[name][2]), estimate(METHODS[name][0] / 100, METHODS[name][1] / 100))
         for name in names
     ]
 
@@ -133,7 +134,8 @@ def costed(names=METHODS):
 def figures():
     methods = costed()
     floor, original = estimate(0.013, 0.006), estimate(0.148, 0.026)
-    return cost_figures(methods, GapAxis.of([gap for *_, gap in methods]), floor, original)
+    costs = Axis.of([cost["value"] for _, _, cost, _ in methods])
+    return scatters(methods, costs, FromZero.of([gap for *_, gap in methods]), (None, floor), (None, original))
 
 
 def overlap(a, b):
@@ -164,9 +166,34 @@ def test_points_lie_on_a_log_axis_of_costs_and_a_linear_one_of_gaps(figures):
         assert doubling == pytest.approx(ticks["20"] - ticks["10"], abs=0.3) and doubling > 20 and per_point > 5
         assert at["ssd"].x == pytest.approx(ticks["1"], abs=0.2) and at["random_label"].x == pytest.approx(ticks["10"], abs=0.2)
         assert at["delete"].y == pytest.approx(gaps["0"] - 13.8 * per_point, abs=0.3)
-        assert figure.original == pytest.approx(gaps["0"] - 14.8 * per_point, abs=0.3)
-        assert figure.floor == pytest.approx(gaps["0"] - 1.9 * per_point, abs=0.3)
+        assert figure.original == (None, pytest.approx(gaps["0"] - 14.8 * per_point, abs=0.3))
+        assert figure.floor == (None, pytest.approx(gaps["0"] - 1.9 * per_point, abs=0.3))
+        assert at["delete"].left == at["delete"].right == at["delete"].x  # a cost is counted: it has no interval
         assert at["influence_unlearning"].low == gaps["0"]  # its interval begins below 0, where no gap is
+
+
+def test_answers_lie_on_a_linear_axis_with_their_intervals_beside_the_floor_and_the_original():
+    gap = estimate(0.05, 0.01)
+    methods = [("near", "ties", estimate(0.25, 0.01), gap), ("far", "ties", estimate(0.5, 0.1), gap)]
+    floor, original = (estimate(0.2, 0.02), estimate(0.01, 0.01)), (estimate(0.3, 0.02), estimate(0.15, 0.01))
+    upwards = FromZero.of([gap, original[1]])
+    for figure in scatters(methods, FromZero.of([m[2] for m in methods], unit=1.0), upwards, floor, original):
+        near, far = (mark for mark, _ in figure.marks)
+        ticks = dict(figure.across)
+        tenth = (ticks["0.6"] - ticks["0"]) / 6
+        assert (far.x - near.x, far.right - far.x, far.x - far.left) == pytest.approx((2.5 * tenth, tenth, tenth), abs=0.3)
+        assert figure.floor[0] == pytest.approx(ticks["0"] + 2.2 * tenth, abs=0.3)  # the upper end of the floor's interval
+        assert figure.original[0] == pytest.approx(ticks["0"] + 3 * tenth, abs=0.3)
+
+
+def test_the_figure_of_answers_is_there_where_two_methods_have_them():
+    result = small()
+    assert "Accuracies and answers" not in words(result)
+    for k, name in enumerate(("retrained", "original", "amun", "salun")):
+        find(result, name)["columns"]["TV distance"] = estimate(0.2 + 0.1 * k, 0.01)
+    assert "Accuracies and answers" in words(result)
+    find(result, "salun")["columns"].pop("TV distance")
+    assert "Accuracies and answers" not in words(result)
 
 
 @pytest.mark.parametrize("name", [50 * "m", 50 * "名"])
@@ -174,7 +201,7 @@ def test_a_long_name_is_cut_and_has_a_place_at_every_point_of_every_frame(name):
     for frame in FRAMES:
         for x, y in itertools.product((0, 33, 50, 66, 100), (0, 50, 100)):
             at = frame.y(y)
-            (label,) = place_labels([Point(name, TIES_WITH_BEST, frame.x(x), at, at, at)], frame)
+            (label,) = place_labels([Point(name, TIES_WITH_BEST, frame.x(x), at, at, at, frame.x(x), frame.x(x))], frame)
             assert label.text.endswith("…") and letters(label.text) <= WIDEST and frame.holds(label.box)
 
 

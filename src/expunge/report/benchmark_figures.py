@@ -1,13 +1,12 @@
-"""The two figures of a benchmark: every method's average gap on one axis, and average gap against cost with the methods' names at the points.
+"""The figures of a benchmark: every method's average gap on one axis, and average gap against cost and against the distance of answers, with the methods' names at the points.
 
-Both are placed here and drawn by the template, so that names of methods are escaped where all text of the page is. The strips of the first are in percent of the
-width. Names in the second keep their size, so that it is drawn once for each of two widths, and the page shows the one that fits.
+All are placed here and drawn by the template, so that names of methods are escaped where all text of the page is. The strips of the first are in percent of the
+width. Names in the others keep their size, so that each is drawn once for each of two widths, and the page shows the one that fits.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from .cells import Estimate, Scale
 from .point_labels import Frame, Label, Point, place_labels
@@ -17,26 +16,34 @@ BEYOND = 1.5  # times the largest gap: longer intervals are cut there, so that o
 FRAMES = (Frame("wide", 736, 440, 34, 7.0), Frame("tall", 328, 500, 28, 6.8))
 
 
+Pair = tuple[Estimate | None, Estimate | None]  # to the right, and upwards
+
+
 @dataclass(frozen=True)
-class GapAxis:
-    """From no gap to a little more than the largest one, as a fraction."""
+class FromZero:
+    """From nothing to a little more than the largest value; `unit` times a value is what its numbers say."""
 
     high: float
+    unit: float = 100.0
 
     @classmethod
-    def of(cls, gaps: Sequence[Estimate]) -> "GapAxis":
+    def of(cls, values: Sequence[Estimate], unit: float = 100.0) -> "FromZero":
         """An axis that holds all these values, and their intervals unless they reach far beyond."""
-        most = max(gap["value"] for gap in gaps)
-        ends = [gap["high"] for gap in gaps if gap["high"] is not None]
-        return cls(1.04 * min(max([most, *ends]), BEYOND * most) or 0.01)
+        most = max(each["value"] for each in values)
+        ends = [each["high"] for each in values if each["high"] is not None]
+        return cls(1.04 * min(max([most, *ends]), BEYOND * most) or 0.01, unit)
 
     @property
     def ticks(self) -> list[Tick]:
-        """Three to seven round numbers of points."""
-        rough = 100 * self.high / 6
+        """Three to seven round numbers."""
+        rough = self.unit * self.high / 6
         power = 10.0 ** math.floor(math.log10(rough))
         step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough)
-        return [Tick(f"{round(k * step, 9):g}", round(k * step / self.high, 2)) for k in range(int(100 * self.high / step) + 1)]
+        return [Tick(f"{round(k * step, 9):g}", self.place(k * step / self.unit)) for k in range(int(self.unit * self.high / step) + 1)]
+
+    def place(self, value: float) -> float:
+        """In percent of the axis."""
+        return round(min(100.0, max(0.0, 100 * value / self.high)), 2)
 
     def style(self, gap: Estimate | None, **marks: float | None) -> str:
         """Where an estimate and other marks lie, as CSS variables."""
@@ -48,49 +55,65 @@ class GapAxis:
 
 
 @dataclass(frozen=True)
-class CostFigure:
-    """The figure at one width, ready for the template; places are pixels of its frame."""
+class Scatter:
+    """A figure at one width, ready for the template; places are pixels of its frame, to the right and upwards, None where there is none."""
 
     frame: Frame
     marks: list[tuple[Point, Label]]
-    across: list[tuple[str, float]]  # numbers on the axis of costs
-    upwards: list[tuple[str, float]]  # and on that of gaps
-    floor: float | None
-    original: float | None
+    across: list[tuple[str, float]]  # numbers on the axis to the right
+    upwards: list[tuple[str, float]]
+    floor: tuple[float | None, float | None]
+    original: tuple[float | None, float | None]
 
 
-def cost_figures(
-    methods: Sequence[tuple[str, str, float, Estimate]], axis: GapAxis, floor: Estimate | None, original: Estimate | None
-) -> list[CostFigure]:
-    """Average gap against cost, once for each width of a window.
+def scatters(
+    methods: Sequence[tuple[str, str, Estimate, Estimate]], across: Axis | FromZero, upwards: FromZero, floor: Pair, original: Pair
+) -> list[Scatter]:
+    """One figure, once for each width of a window.
 
     Args:
-        methods: name, standing, cost ≥ 0 and average gap of each.
-        axis: of the gaps.
-        floor, original: average gaps of retraining and of the original, which have no cost.
+        methods: name, standing, and where each lies to the right and upwards.
+        across, upwards: the axes.
+        floor: of retraining: the figure shows its upper ends. original: of the model as it was.
     """
-    costs = Axis.of([cost for _, _, cost, _ in methods])
     figures = []
     for frame in FRAMES:
-        height = lambda gap, frame=frame: frame.y(min(100.0, max(0.0, 100 * gap / axis.high)))  # noqa: E731
-        before = height(original["value"]) if original else None
+
+        def x(value: float, frame: Frame = frame) -> float:
+            return frame.x(across.place(value))
+
+        def y(value: float, frame: Frame = frame) -> float:
+            return frame.y(upwards.place(value))
+
+        before = (x(original[0]["value"]) if original[0] else None, y(original[1]["value"]) if original[1] else None)
         points = [
-            Point(name, standing, frame.x(costs.place(cost)), height(gap["value"]), *(height(_end(gap, end)) for end in ("low", "high")))
-            for name, standing, cost, gap in methods
+            Point(name, standing, x(right["value"]), y(up["value"]), *(y(end) for end in ends(up)), *(x(end) for end in ends(right)))
+            for name, standing, right, up in methods
         ]
         figures.append(
-            CostFigure(
+            Scatter(
                 frame,
-                list(zip(points, place_labels(points, frame, before), strict=True)),
-                [(tick.label, frame.x(tick.place)) for tick in costs.ticks],
-                [(tick.label, frame.y(tick.place)) for tick in axis.ticks],
-                height(_end(floor, "high")) if floor else None,
+                list(zip(points, place_labels(points, frame, before[1]), strict=True)),
+                [(tick.label, frame.x(tick.place)) for tick in across.ticks],
+                [(tick.label, frame.y(tick.place)) for tick in upwards.ticks],
+                (x(ends(floor[0])[1]) if floor[0] else None, y(ends(floor[1])[1]) if floor[1] else None),
                 before,
             )
         )
     return figures
 
 
-def _end(gap: dict[str, Any], end: str) -> float:
-    """An end of an interval, or the value where there is none."""
-    return gap["value"] if gap[end] is None else gap[end]
+def exactly(value: float) -> Estimate:
+    """A number without an interval, such as a cost that is counted."""
+    return {"value": value, "low": None, "high": None}
+
+
+def ends(estimate: Estimate) -> tuple[float, float]:
+    """Of its interval, or twice the value where there is none.
+
+    Example:
+        >>> ends(exactly(3.0))
+        (3.0, 3.0)
+    """
+    low, high = (estimate["value"] if estimate[end] is None else estimate[end] for end in ("low", "high"))
+    return low, high

@@ -1,4 +1,4 @@
-"""The page of a benchmark: for each combination of its grid two figures, the table of all methods, and folded away how each was set and tuned."""
+"""The page of a benchmark: for each combination of its grid up to three figures, the table of all methods, and folded away how each was set and tuned."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -7,20 +7,20 @@ from typing import Any
 
 from ..errors import DataError
 from . import cells
-from .benchmark_figures import CostFigure, GapAxis, cost_figures
+from .benchmark_figures import FromZero, Scatter, ends, exactly, scatters
 from .cells import Cell, Estimate
 from .page import safe_json, template, write_text
 from .point_labels import TIES, WORSE
-from .spectrum_section import number
+from .spectrum_section import Axis, number
 
 Plain = Mapping[str, Any]
 RETRAINED, ORIGINAL = "retrained", "original"
-AVERAGE_GAP = "average gap"
+AVERAGE_GAP, DISTANCE = "average gap", "TV distance"
 HEADS = {
     AVERAGE_GAP: "Average gap, points", "forget": "Forget accuracy, %", "forget test": "Forgotten classes, unseen, %",
     "retain": "Retain accuracy, %", "test": "Test accuracy, %", "MIA-NN gap": "MIA-NN gap, points",
 }  # fmt: skip
-AREAS = ("AUC", "TV distance")  # ends of the names of columns that are not printed in percent
+AREAS = ("AUC", DISTANCE)  # ends of the names of columns that are not printed in percent
 
 
 @dataclass(frozen=True)
@@ -78,9 +78,10 @@ class Section:
     floor_note: str
     original: Cell | None
     blind: bool
-    axis: GapAxis | None
+    axis: FromZero | None
     strips: list[Strip]
-    figures: list[CostFigure]
+    by_cost: list[Scatter]
+    by_answers: list[Scatter]
     missing: list[tuple[str, list[str]]]
     heads: list[str]
     lines: list[Line]
@@ -157,8 +158,8 @@ def _section(point: Plain, seeds: int) -> Section:
     standing = {row["name"]: _standing(row, point["ties"], seeds) for row in methods}
     floor, original = (next((_gap(row) for row in rows if row["name"] == name), None) for name in (RETRAINED, ORIGINAL))
     drawn = sorted(((row, gap) for row in methods if (gap := _gap(row))), key=lambda pair: pair[1]["value"])
-    axis = GapAxis.of([e for e in (floor, original, *(gap for _, gap in drawn)) if e]) if drawn else None
-    costed = [(row["name"], standing[row["name"]], row["epochs"], gap) for row, gap in drawn if row["epochs"] is not None]
+    axis = FromZero.of([e for e in (floor, original, *(gap for _, gap in drawn)) if e]) if drawn else None
+    named = {row["name"]: row for row in rows}
     columns = list(dict.fromkeys([AVERAGE_GAP, *(name for row in rows for name in (*row["columns"], *row["paper"]))]))
     return Section(
         title=point["title"],
@@ -166,10 +167,11 @@ def _section(point: Plain, seeds: int) -> Section:
         floor=cells.percent(floor) if floor else None,
         floor_note=floor["note"] or "" if floor else "",
         original=cells.percent(original) if original else None,
-        blind=bool(floor and original and _start(original) <= _end(floor)),
+        blind=bool(floor and original and ends(original)[0] <= ends(floor)[1]),
         axis=axis,
         strips=[_strip(row["name"], gap, standing[row["name"]], axis, floor, original) for row, gap in drawn] if axis else [],
-        figures=cost_figures(costed, axis, floor, original) if axis and len(costed) > 1 else [],
+        by_cost=_by_cost(drawn, standing, axis, floor, original) if axis else [],
+        by_answers=_by_answers(drawn, standing, axis, named.get(RETRAINED), named.get(ORIGINAL)) if axis else [],
         missing=_missing(methods),
         heads=[HEADS.get(name, name) for name in columns],
         lines=[_line(row, columns, standing.get(row["name"], ""), seeds) for row in rows],
@@ -180,18 +182,32 @@ def _section(point: Plain, seeds: int) -> Section:
     )
 
 
+Drawn = Sequence[tuple[Plain, Estimate]]  # methods with their average gaps
+
+
+def _by_cost(drawn: Drawn, standing: Mapping[str, str], axis: FromZero, floor: Estimate | None, original: Estimate | None) -> list[Scatter]:
+    methods = [(row["name"], standing[row["name"]], exactly(row["epochs"]), gap) for row, gap in drawn if row["epochs"] is not None]
+    across = Axis.of([cost["value"] for _, _, cost, _ in methods])
+    return scatters(methods, across, axis, (None, floor), (None, original)) if len(methods) > 1 else []
+
+
+def _by_answers(
+    drawn: Drawn, standing: Mapping[str, str], axis: FromZero, retrained: Plain | None, original: Plain | None
+) -> list[Scatter]:
+    """Accuracies may agree where answers do not: average gaps against the distance of answers."""
+    far = {row["name"]: row["columns"].get(DISTANCE) for row, _ in drawn}
+    methods = [(row["name"], standing[row["name"]], far[row["name"]], gap) for row, gap in drawn if far[row["name"]]]
+    references = [(row["columns"].get(DISTANCE), _gap(row)) if row else (None, None) for row in (retrained, original)]
+    across = [
+        distance for distance in (*(distance for _, _, distance, _ in methods), *(distance for distance, _ in references)) if distance
+    ]
+    return scatters(methods, FromZero.of(across, unit=1.0), axis, *references) if len(methods) > 1 else []
+
+
 def _gap(row: Plain) -> Estimate | None:
     """The average gap that the figures show: not that of the runs that are left when others diverged."""
     gap = row["columns"].get(AVERAGE_GAP)
     return gap if gap and gap["value"] is not None and not row["problem"] else None
-
-
-def _start(gap: Estimate) -> float:
-    return gap["value"] if gap["low"] is None else gap["low"]
-
-
-def _end(gap: Estimate) -> float:
-    return gap["value"] if gap["high"] is None else gap["high"]
 
 
 def _standing(row: Plain, ties: Sequence[str], seeds: int) -> str:
@@ -201,8 +217,8 @@ def _standing(row: Plain, ties: Sequence[str], seeds: int) -> str:
     return WORSE if ties and len(row["gaps"]) == seeds and _gap(row) else ""
 
 
-def _strip(name: str, gap: Estimate, standing: str, axis: GapAxis, floor: Estimate | None, original: Estimate | None) -> Strip:
-    style = axis.style(gap, floor=_end(floor) if floor else None, original=original["value"] if original else None)
+def _strip(name: str, gap: Estimate, standing: str, axis: FromZero, floor: Estimate | None, original: Estimate | None) -> Strip:
+    style = axis.style(gap, floor=ends(floor)[1] if floor else None, original=original["value"] if original else None)
     return Strip(name, standing, style, axis.beyond(gap), cells.percent(gap))
 
 

@@ -47,7 +47,7 @@ class Frame:
 
 @dataclass(frozen=True)
 class Point:
-    """One method in the figure, in pixels; low and high are the ends of its interval."""
+    """One method in the figure, in pixels; low and high are the ends of its interval upwards, left and right of that across."""
 
     name: str
     standing: str
@@ -55,6 +55,8 @@ class Point:
     y: float
     low: float
     high: float
+    left: float
+    right: float
 
 
 @dataclass(frozen=True)
@@ -171,7 +173,10 @@ def _badness(label: Label, own: Point, points: Sequence[Point], labels: Sequence
     for point in points:
         dot = (point.x - 6, point.y - 6, point.x + 6, point.y + 6)
         bad += COVERED * (_overlap(label.box, dot) + (point is not own and _through(label.leader, dot)))
-        bad += STRUCK * _overlap(label.box, (point.x, point.high, point.x, point.low))
+        bad += STRUCK * (
+            _overlap(label.box, (point.x, point.high, point.x, point.low))
+            + _overlap(label.box, (point.left, point.y, point.right, point.y))
+        )
         if bad > limit:
             return bad
     return bad
