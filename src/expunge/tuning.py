@@ -89,7 +89,7 @@ class Tuning:
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         trials = [
-            {"value": t.value, "gap": t.gap and [t.gap.value, t.gap.low, t.gap.high], "seconds": t.seconds, "passes": round(t.passes, 3)} for t in self.trials
+            {"value": t.value, "gap": t.gap and t.gap.to_dict(), "seconds": t.seconds, "passes": round(t.passes, 3)} for t in self.trials
         ]  # fmt: skip
         return {
             "field": self.field,

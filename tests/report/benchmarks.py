@@ -31,9 +31,7 @@ def row(name, gap, half, epochs, seconds, forget, retain, test, auc):
 
 
 def method(name):
-    trials = [
-        {"value": lr, "gap": [gap, gap - 0.012, gap + 0.012], "passes": 9.0, "seconds": 80.0} for lr, gap in ((0.01, 0.12), (0.1, 0.07))
-    ]
+    trials = [{"value": lr, "gap": estimate(gap, 0.012), "passes": 9.0, "seconds": 80.0} for lr, gap in ((0.01, 0.12), (0.1, 0.07))]
     trials.append({"value": 1.0, "gap": None, "passes": 0.0, "seconds": 1.0})
     settings = f"{name.title().replace('_', '')}(epochs=10, lr=0.1, batch_size=128, weight_decay=0.0005, schedule=Constant())"
     return row(name, *METHODS[name]) | {

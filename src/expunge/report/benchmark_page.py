@@ -253,11 +253,7 @@ def _cell(column: str, estimate: Estimate | None) -> Cell:
 def _setting(row: Plain) -> Setting:
     tuned = row["tuned"] or {"field": "", "trials": [], "best": None, "at_the_end": False}
     trials = [
-        Tried(number(trial["value"], 3), _trial_gap(trial["gap"]), trial["value"] == tuned["best"])
+        Tried(number(trial["value"], 3), cells.percent(trial["gap"]) if trial["gap"] else None, trial["value"] == tuned["best"])
         for trial in sorted(tuned["trials"], key=lambda trial: trial["value"])
     ]
     return Setting(row["name"], row["settings"], tuned["field"], trials, tuned["at_the_end"])
-
-
-def _trial_gap(gap: Sequence[float] | None) -> Cell | None:
-    return cells.percent(dict(zip(("value", "low", "high"), gap, strict=True))) if gap else None
