@@ -88,7 +88,7 @@ def main() -> None:
             runs = unlearn([(method, split, seed) for seed in range(SEEDS)])
             models[name + suffix] = [r.model for r in runs]
             seconds[name + suffix] = round(runs[0].seconds + (spent if "AMUN" in name else 0), 1)
-            details[name + suffix] = repr(method)
+            details[name + suffix] = str(method)
     seconds |= {"retrained": cells[1].result()["seconds"], "original": cells[0].result()["seconds"]}
     result = expunge.audit(
         models | {"retrained": retrained}, split, test.subset(range(5000, 10_000)), shadows=shadows, seconds=seconds, details=details,

@@ -8,7 +8,8 @@
 Plan: 10,000 training images (mirrored at random, not shifted, so that 20 epochs memorise them), resnet_tiny, 20 epochs; 5 classes, each forgotten on its own from 3
 originals, against 3 retrained models a class; all 10,000 test images, RA on a quarter of the retain images. U-LiRA on every class with 6 originals, all unlearned, and
 6 retrained models; it does not look at every setting of TRW and DELETE. Methods keep their defaults, but for 5 epochs instead of 10 where they read retain samples. "TRW, calibrated" is calibrated on two other classes of the five, one model
-each; no method or setting sees a model retrained without the class that it forgets. Writes docs/results/class_cifar10.json and .md.
+each; no method or setting sees a model retrained without the class that it forgets. Writes docs/results/class_cifar10.json and .md; the last two stages a
+record of their own each.
 """
 
 import argparse
@@ -29,7 +30,7 @@ from expunge.metrics import mean_estimate
 from expunge.provenance import provenance
 from expunge.store import Store
 from expunge.stored import unlearn_stored
-from expunge.training.fleet import fleet_cells, load_trained
+from expunge.training.fleet import load_trained
 from expunge.training.inference import logits_of
 
 RECIPE = Recipe(epochs=20, lr=0.1, batch_size=128)
@@ -173,10 +174,10 @@ class Experiment:
 
     def leaning(self) -> dict[str, dict]:
         """For each class, on its training and unseen images: the mean probability of the class's neighbour, and the mean highest one; originals with the class taken out (TRW's target without a tilt), and retrained models."""
-        found, both = {}, pool(self.train, self.test)
+        found = {}
 
         def answers(tasks: list[TrainTask]) -> torch.Tensor:
-            return torch.stack([cell.tensors("scores")["logits"] for cell in fleet_cells(tasks, both, self.store)]).double()
+            return torch.stack([cell.tensors("scores")["logits"] for cell in self.trained(tasks)]).double()
 
         originals = answers(self.fleet("original", range(SEEDS)))
         for c in CLASSES:
@@ -268,7 +269,7 @@ def main() -> None:
     experiment = Experiment(options.root, options.store)
     if options.stage in ("timing", "leaning"):
         found = experiment.timing() if options.stage == "timing" else experiment.leaning()
-        text = json.dumps(found | {"versions": provenance(), "platform": platform.platform()}, indent=1)
+        text = json.dumps({"results": found, "versions": provenance(), "platform": platform.platform()}, indent=1)
         (options.out / f"class_cifar10_{options.stage}.json").write_text(text + "\n")
         return
     if options.stage in ("train", "all"):
@@ -283,7 +284,7 @@ def main() -> None:
     if options.stage == "measure":
         return
     leakage = [experiment.leakage(c, for_leakage(methods[c])) for c in CLASSES]
-    about = {"recipe": repr(RECIPE), "methods": {n: repr(m) for n, m in METHODS.items()}, "calibrated": {experiment.train.classes[c]: repr(methods[c][CALIBRATED]) for c in CLASSES},
+    about = {"recipe": repr(RECIPE), "methods": {n: str(m) for n, m in METHODS.items()}, "calibrated": {experiment.train.classes[c]: repr(methods[c][CALIBRATED]) for c in CLASSES},
              "versions": provenance(), "platform": platform.platform()}  # fmt: skip
     (options.out / "class_cifar10.json").write_text(json.dumps({"plan": about, "rows": rows, "leakage": leakage}, indent=1) + "\n")
     text = f"# Forgetting classes of CIFAR-10\n\n{table(rows)}\n\n## U-LiRA, {leakage[0]['n']} against {leakage[0]['n']} models a class\n\n"

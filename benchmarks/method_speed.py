@@ -82,7 +82,7 @@ def main() -> None:
         paired = min(cost.forward.total(), cost.backward.total())
         expected = paired * step + (cost.forward.total() - paired) * forward + (cost.backward.total() - paired) * (step - forward)
         expected += cost.input_gradients.total() * (step - forward) / 2
-        record[name] = {"method": repr(method), "seconds": seconds, "expected": expected, "cost": cost.to_dict(), "prices": [forward, step]}
+        record[name] = {"method": str(method), "seconds": seconds, "expected": expected, "cost": cost.to_dict(), "prices": [forward, step]}
         rows.append(f"| {name} | {cost.passes(len(train)):.2f} | {seconds:.2f} | {expected:.2f} | **{seconds / expected:.2f}** |")
         print(rows[-1], flush=True)
     text = "| method | passes | CPU s | of its passes | ratio |\n|---|---|---|---|---|\n" + "\n".join(rows) + "\n"

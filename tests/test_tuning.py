@@ -49,6 +49,7 @@ def test_the_walk_goes_where_the_gap_falls_as_long_as_it_falls_and_then_looks_cl
 def test_the_walk_turns_away_from_settings_that_diverge_and_ends():
     values = walked(lambda v: None if v > 1e-3 else v, 1e-3, 5)
     assert values == pytest.approx([1e-3 * STEP**p for p in (0, 1, -1, -2, -3)])
+    assert walked(lambda v: None, 1e-3, 5) == pytest.approx([1e-3 * STEP**p for p in (0, 1, -1, -2, -3)])
     assert list(_walk(1.0, [])) and len(list(_walk(1.0, []))) < 12  # no value can be used at all: it ends
 
 

@@ -124,7 +124,7 @@ def tune(
 
         D_P ⊂ D_R, as large as D_F (at most half of D_R) and of its kind: random samples, or as many other whole classes
         θ_P = trained on D \\ D_P                                  once for a model, whatever is tuned
-        x₀ = the setting as it is;  try √10 x₀, and go on upwards as long as it gets better; else x₀/√10, and downwards;
+        x₀ = the setting as it is;  try x₀, then √10 x₀, and go on upwards as long as the gap falls; else x₀/√10, and downwards;
         where both neighbours of the best are worse, go on with √√10 for √10; until the trials are used up
         choose the x whose θ_U, unlearned from θ_O on (D_P, D \\ D_P), has the smallest average gap to θ_P
 
@@ -136,7 +136,7 @@ def tune(
         split: what is to be forgotten later; its forget set is trained on here.
         validation: unseen images, as `audit` takes for `test`; for an honest table not those of the final audit.
         build, recipe: of the original.
-        trials: at most so many, ≥ 1; the budget.
+        trials: at most so many, ≥ 1; the budget. With two, or three where the first step up helps, nothing below the start is tried.
         field: of the method; None = what it says itself (`method.to_tune(split)`).
         retrained: θ_P, if it is known; it must be of `development_split(split, seed)`.
         seed: decides D_P, and is that of training and unlearning.
@@ -238,7 +238,7 @@ def start_of(method: Method, split: Split, field: str | None = None) -> tuple[st
 
 
 def _walk(first: float, done: list[Trial]) -> Iterator[float]:
-    """Which values to try, one after another; `done` is looked at in between. Uphill at once: few trials reach far, where the start is far off."""
+    """Which values to try, one after another; `done` is looked at in between. On in the direction in which the gap falls, so that few trials reach far."""
     yield first
     step = STEP
     while step > FINEST:
@@ -253,7 +253,8 @@ def _walk(first: float, done: list[Trial]) -> Iterator[float]:
 
 
 def _best_of(done: list[Trial], first: float) -> float:
-    return min(done, key=_gap).value if done else first
+    """The best value so far; where training diverged with all, the smallest."""
+    return min(done, key=lambda trial: (_gap(trial), trial.value)).value if done else first
 
 
 def _tried(

@@ -38,7 +38,7 @@ def test_a_number_of_the_table_is_what_an_audit_of_these_models_says(finished):
         audit = expunge.audit(models, point.split, point.test.subset(point.held_out), shadows=shadows, attacks=[RMIA()], device="cpu")
         gaps.append(audit.model("unlearned").gaps.average.value)
         areas.append(audit["RMIA", "unlearned"].auc)
-        ours, *theirs = (logits_of(model, point.split.forget) for model in (models["unlearned"], *retrained))
+        ours, _, *theirs = (logits_of(model, point.split.forget) for model in (models["unlearned"], *retrained))
         distances.append(total_variation(ours, torch.stack(theirs)).value)
     row = results.points[0]["fine_tune"]
     assert row.gaps == pytest.approx(gaps, abs=1e-9)
@@ -132,22 +132,23 @@ def test_whole_classes_have_their_own_columns(tmp_path):
     assert {"forget test", "TV distance", "MIA-NN gap", "LossThreshold AUC"} <= set(columns)
 
 
-def test_answers_on_samples_are_held_against_all_retrained_models_and_those_against_the_others():
-    """p of class 1: three retrained models 0.2, 0.4 and 0.6 (mean 0.4), the method 0.9; the images of other groups do not count."""
+@pytest.mark.parametrize("group", ["forget", "forget_test"])
+def test_the_yardstick_and_what_it_judges_are_held_against_the_other_retrained_models(group):
+    """p of class 1: the yardstick 0.2, the others 0.4 and 0.6 (mean 0.5), the method 0.9; where there are unseen images of the class, only those count."""
     probabilities = {"amun": 0.9, "retrained": 0.2, "retrained 2": 0.4, "retrained 3": 0.6}
-    answers = {name: {"forget": torch.tensor([[1 - p, p]] * 5).log(), "test": torch.randn(5, 2)} for name, p in probabilities.items()}
-    assert work._of_samples("amun", answers)["distance"]["value"] == pytest.approx(0.5)
-    assert work._of_samples("retrained", answers)["distance"]["value"] == pytest.approx(0.3)
+    answers = {
+        name: {"forget": torch.zeros(5, 2), "test": torch.zeros(5, 2), group: torch.tensor([[1 - p, p]] * 5).log()}
+        for name, p in probabilities.items()
+    }
+    assert work._distance(answers["amun"], answers)["value"] == pytest.approx(0.4)
+    assert work._distance(answers["retrained"], answers)["value"] == pytest.approx(0.3)
 
 
 def test_gaps_of_opposite_signs_do_not_cancel():
     """What is left of two classes with MIA-NN gaps of +20 and −20 points is 20 points."""
-    rows = [
-        {"distance": None, "neighbour": {"gap": {"value": gap, "low": gap - 0.05, "high": gap + 0.05, "n": 9, "note": None}}}
-        for gap in (0.2, -0.2)
-    ]
-    assert work._of_classes(rows)["mia_nn_gap"]["value"] == pytest.approx(0.2)
-    (one,) = [work._of_classes([row])["mia_nn_gap"] for row in rows[1:]]
+    near = [{"gap": {"value": gap, "low": gap - 0.05, "high": gap + 0.05, "n": 9, "note": None}} for gap in (0.2, -0.2)]
+    assert work._mia_nn_gap(near)["mia_nn_gap"]["value"] == pytest.approx(0.2)
+    (one,) = [work._mia_nn_gap([one])["mia_nn_gap"] for one in near[1:]]
     assert (one["low"], one["high"]) == (pytest.approx(0.15), pytest.approx(0.25))
 
 

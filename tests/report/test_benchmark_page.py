@@ -5,6 +5,7 @@ import json
 import os
 import re
 import xml.etree.ElementTree as ET
+from pathlib import Path
 
 import pytest
 
@@ -12,12 +13,16 @@ from expunge.bench.results import PointResults, Results, Row
 from expunge.errors import DataError, StoreError
 from expunge.metrics.estimate import mean_estimate
 from expunge.report import render_benchmark, write_benchmark
-from expunge.report.benchmark_figures import BEYOND, FRAMES, FromZero, exactly, scatters
+from expunge.report.axes import BEYOND, LinearAxis, LogAxis
+from expunge.report.benchmark_figures import FRAMES, exactly, scatters
 from expunge.report.point_labels import TIES as TIES_WITH_BEST
 from expunge.report.point_labels import WIDEST, Point, letters, place_labels
-from expunge.report.spectrum_section import Axis
 from report.benchmarks import METHODS, TIES, benchmark, estimate, find, method, point, running, without_numbers
 from report.pages import HOSTILE, Page
+
+PUBLISHED = [
+    path for path in sorted((Path(__file__).parents[2] / "docs" / "results").glob("*.json")) if "points" in json.loads(path.read_text())
+]
 
 
 def small(*names):
@@ -105,9 +110,9 @@ def test_methods_are_drawn_in_the_order_of_their_gaps_where_the_numbers_say():
 
 
 def test_an_axis_is_not_stretched_by_one_long_interval_and_says_where_it_is_cut():
-    axis = FromZero.of([estimate(0.1, 0.01), estimate(0.2, 3.0)])
+    axis = LinearAxis.of([estimate(0.1, 0.01), estimate(0.2, 3.0)])
     assert axis.high == pytest.approx(1.04 * BEYOND * 0.2) and [axis.beyond(estimate(0.2, half)) for half in (0.01, 3.0)] == [False, True]
-    assert FromZero.of([estimate(0.1, 0.01)]).high == pytest.approx(1.04 * 0.11)
+    assert LinearAxis.of([estimate(0.1, 0.01)]).high == pytest.approx(1.04 * 0.11)
     result = small()
     assert "an arrow says" not in words(result) and 'class="more high"' not in render_benchmark(result)
     find(result, "amun")["columns"]["average gap"] |= {"low": -3.0, "high": 3.0}
@@ -116,7 +121,7 @@ def test_an_axis_is_not_stretched_by_one_long_interval_and_says_where_it_is_cut(
 
 @pytest.mark.parametrize("gaps", [[0.0], [1e-5], [0.0118, 0.011], [0.3, 0.002], [1.0]])
 def test_the_axis_of_gaps_has_a_few_round_numbers(gaps):
-    axis = FromZero.of([{"value": gap, "low": None, "high": None} for gap in gaps])
+    axis = LinearAxis.of([{"value": gap, "low": None, "high": None} for gap in gaps])
     labels, places = zip(*((tick.label, tick.place) for tick in axis.ticks), strict=True)
     assert 3 <= len(labels) <= 7 and labels[0] == "0" and all(len(label) <= 6 for label in labels)
     assert list(places) == sorted(set(places)) and places[0] >= 0 and 66 < places[-1] <= 100
@@ -134,8 +139,8 @@ def costed(names=METHODS):
 def figures():
     methods = costed()
     floor, original = estimate(0.013, 0.006), estimate(0.148, 0.026)
-    costs = Axis.of([cost["value"] for _, _, cost, _ in methods])
-    return scatters(methods, costs, FromZero.of([gap for *_, gap in methods]), (None, floor), (None, original))
+    costs = LogAxis.of([cost["value"] for _, _, cost, _ in methods])
+    return scatters(methods, costs, LinearAxis.of([gap for *_, gap in methods]), (None, floor), (None, original))
 
 
 def overlap(a, b):
@@ -176,8 +181,8 @@ def test_answers_lie_on_a_linear_axis_with_their_intervals_beside_the_floor_and_
     gap = estimate(0.05, 0.01)
     methods = [("near", "ties", estimate(0.25, 0.01), gap), ("far", "ties", estimate(0.5, 0.1), gap)]
     floor, original = (estimate(0.2, 0.02), estimate(0.01, 0.01)), (estimate(0.3, 0.02), estimate(0.15, 0.01))
-    upwards = FromZero.of([gap, original[1]])
-    for figure in scatters(methods, FromZero.of([m[2] for m in methods], unit=1.0), upwards, floor, original):
+    upwards = LinearAxis.of([gap, original[1]])
+    for figure in scatters(methods, LinearAxis.of([m[2] for m in methods], unit=1.0), upwards, floor, original):
         near, far = (mark for mark, _ in figure.marks)
         ticks = dict(figure.across)
         tenth = (ticks["0.6"] - ticks["0"]) / 6
@@ -186,14 +191,60 @@ def test_answers_lie_on_a_linear_axis_with_their_intervals_beside_the_floor_and_
         assert figure.original[0] == pytest.approx(ticks["0"] + 3 * tenth, abs=0.3)
 
 
-def test_the_figure_of_answers_is_there_where_two_methods_have_them():
-    result = small()
-    assert "Accuracies and answers" not in words(result)
-    for k, name in enumerate(("retrained", "original", "amun", "salun")):
+def with_answers(result, names):
+    for k, name in enumerate(names):
         find(result, name)["columns"]["TV distance"] = estimate(0.2 + 0.1 * k, 0.01)
-    assert "Accuracies and answers" in words(result)
-    find(result, "salun")["columns"].pop("TV distance")
-    assert "Accuracies and answers" not in words(result)
+    return result
+
+
+def test_the_figure_of_answers_draws_each_method_between_bands_and_lines_in_both_directions():
+    html = render_benchmark(with_answers(small(), ("retrained", "original", "amun", "salun")))
+    chart = html[html.index("Accuracies and answers") :]
+    svg = ET.fromstring(re.search(r'<svg class="plot wide".*?</svg>', chart, flags=re.DOTALL)[0])
+    kinds = [(each.tag, (each.get("class") or "").split(" ")[0]) for each in svg.iter()]
+    assert {kind: kinds.count(kind) for kind in set(kinds) if kind[1] in ("point", "bar", "band", "before")} == {
+        ("circle", "point"): 2, ("path", "bar"): 2, ("path", "band"): 2, ("path", "before"): 2,
+    }  # fmt: skip
+    lines = ["".join(letter for letter in each.get("d") if letter in "HV") for each in svg.iter("path") if each.get("class") == "before"]
+    assert sorted(lines) == ["H", "V"]
+    assert "TV distance of answers" in chart
+
+
+@pytest.mark.parametrize("missing", ["retrained", "original", "salun"])
+@pytest.mark.parametrize("how", ["unsupported", "absent"])
+def test_a_distance_that_is_not_known_costs_its_mark_and_not_the_page(missing, how):
+    result = with_answers(small(), ("retrained", "original", "amun", "salun", "l2ul"))
+    columns = find(result, missing)["columns"]
+    columns["TV distance"] |= {"value": None, "low": None, "high": None, "note": "no number"}
+    if how == "absent":
+        columns.pop("TV distance")
+    html = render_benchmark(result)
+    chart = html[html.index("Accuracies and answers") : html.index("All numbers")]
+    assert chart.count("<g><title>") == len(FRAMES) * (2 if missing == "salun" else 3)
+
+
+def test_one_method_with_answers_is_no_figure():
+    assert "Accuracies and answers" not in words(with_answers(small(), ("retrained", "original", "amun")))
+
+
+def test_names_keep_clear_of_the_original_s_upright_line():
+    at = Point("a_name", TIES_WITH_BEST, 300.0, 200.0, 200.0, 200.0, 300.0, 300.0)
+    frame = FRAMES[0]
+    (free,), (struck,) = (place_labels([at], frame, (x, None)) for x in (None, 330.0))
+    assert free.box[0] < 330 < free.box[2] and not struck.box[0] < 330 < struck.box[2]
+
+
+def test_a_record_of_another_form_is_said_to_be_so():
+    result = benchmark(point() | {"rows": [method("salun")], "ties": []})
+    result["points"][0]["rows"][0]["tuned"]["trials"][0]["gap"] = [0.1, 0.05, 0.15]
+    with pytest.raises(DataError, match="must be complete"):
+        render_benchmark(result)
+
+
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
+def test_the_page_can_be_made_from_each_published_record(path):
+    record = json.loads(path.read_text())
+    assert record["title"] in words(record)
 
 
 @pytest.mark.parametrize("name", [50 * "m", 50 * "名"])

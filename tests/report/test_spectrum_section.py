@@ -6,9 +6,11 @@ import re
 import pytest
 
 from expunge.errors import DataError, StoreError
+from expunge.report.axes import MOST_TICKS, LogAxis
+from expunge.report.cells import number
 from expunge.report.figures import looks
 from expunge.report.spectrum_page import render_spectra
-from expunge.report.spectrum_section import ARROW, LONG, MOST_TICKS, SHAPES, Axis, cell, number, section
+from expunge.report.spectrum_section import ARROW, LONG, SHAPES, cell, section
 from report.pages import HOSTILE, Page
 
 
@@ -92,7 +94,7 @@ def test_a_value_of_zero_and_one_far_below_the_others_have_an_arrow_at_the_left_
 
 @pytest.mark.parametrize("values", [[1.0], [0.99, 1.01], [3.0, 40.0], [1e-3, 7e4], [1e-9, 1e9], [0.0], [5e-8]])
 def test_an_axis_has_a_few_ticks_in_order(values):
-    ticks = Axis.of(values).ticks
+    ticks = LogAxis.of(values).ticks
     assert 2 <= len(ticks) <= MOST_TICKS + 1
     places = [tick.place for tick in ticks]
     assert places == sorted(places) and len(set(places)) == len(places) and len({t.label for t in ticks}) == len(ticks)

@@ -33,7 +33,7 @@ class Row:
     """One method (or the original, or retraining): means over seeds with 95 % t-intervals; with one seed the intervals of its audit.
 
     Attributes:
-        columns: "average gap", accuracies by group, AUC by attack ("RMIA AUC"), as fractions; for retraining, the average gap is the null floor.
+        columns: "average gap", accuracies by group, "TV distance", of classes "MIA-NN gap", AUC by attack ("RMIA AUC"), as fractions; for retraining, average gap and TV distance are the null floor.
         gaps: the average gap of each seed. seeds: how many there are by now.
         epochs: passes over the training set, counted. seconds: median. settings: the method as text.
         tuned: what `tune` chose and tried. paper: published values by column. problem: why there are no numbers (diverged, failed, or not there yet). planned: seeds of the plan.
@@ -169,7 +169,7 @@ class Results:
         return write_json(self.to_dict(), path)
 
     def to_html(self, path: str | Path) -> None:
-        """Writes one self-contained page: tables, gaps with their intervals beside the floor, gaps against cost, settings and provenance."""
+        """Writes one self-contained page: tables, gaps with their intervals beside the floor, gaps against cost and against the distance of answers, settings and provenance."""
         from ..report import write_benchmark
 
         write_benchmark(self.to_dict(), path)

@@ -19,7 +19,7 @@ from ..errors import ExpungeError, HealthFlag, NotFinite, StoreError
 from ..methods import Method
 from ..metrics.answers import total_variation
 from ..metrics.estimate import mean_estimate
-from ..report.twins import is_other, is_reference, numbered
+from ..report.twins import is_other, numbered
 from ..store import Cell
 from ..stored import unlearn_stored
 from ..training.inference import logits_of
@@ -27,7 +27,10 @@ from ..tuning import tune
 from .point import Point
 
 FAILED = "failed"  # in a result: why there is none
-REVISIONS = {"tuned": 5, "audited": 4}  # of what is kept: a higher one makes such cells anew
+REVISIONS = {
+    "tuned": 5,
+    "audited": 5,
+}  # a higher one makes such cells anew: trials go on where the gap falls; distances of answers, also of samples
 
 
 @final
@@ -179,25 +182,28 @@ def _kept(audit: Audit, name: str, answers: Mapping[str, Mapping[str, Tensor]]) 
     def of(model: str) -> Mapping[str, Any]:
         attacks = [{key: row[key] for key in ("attack", "auc", "tpr", "fpr")} for row in found["attacks"] if row["model"] == model]
         row = next(row for row in found["models"] if row["name"] == model)
-        rows = [row for each in found["classes"] for row in each["rows"] if row["model"] == model]
-        far = _of_classes(rows) if rows else _of_samples(model, answers)
-        return {key: row[key] for key in ("forget", "forget_test", "retain", "test", "gaps")} | {"attacks": attacks} | far
+        near = [each["neighbour"] for answers in found["classes"] for each in answers["rows"] if each["model"] == model]
+        kept = {key: row[key] for key in ("forget", "forget_test", "retain", "test", "gaps")}
+        return kept | {"attacks": attacks, "distance": _distance(answers[model], answers)} | _mia_nn_gap(near)
 
     twins = [row["gaps"]["average"] for row in found["models"] if is_other(row["name"], RETRAINED)]
     return {"model": of(name), "yardstick": of(RETRAINED), "twins": twins, "sizes": found["sizes"], "flags": found["flags"]}
 
 
-def _of_samples(model: str, answers: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Any]:
-    """How far a model's answers on the forget samples are from the mean of the (other) retrained models', which never saw them."""
-    retrained = [logits["forget"] for name, logits in answers.items() if name != model and is_reference(name, RETRAINED)]
-    return {"distance": total_variation(answers[model]["forget"], torch.stack(retrained)).to_dict()}
+def _distance(logits: Mapping[str, Tensor], answers: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Any]:
+    """How far a model's answers are from retraining's, on images that retraining never saw: the forget samples or, of whole classes, unseen images.
+
+    The yardstick and the models that it judges are held against the same ones, the mean of the other retrained models: against more of them they would seem nearer.
+    """
+    group = "forget_test" if "forget_test" in logits else "forget"
+    others = [each[group] for name, each in answers.items() if is_other(name, RETRAINED)]
+    return total_variation(logits[group], torch.stack(others)).to_dict()
 
 
-def _of_classes(rows: list[Mapping[str, Any]]) -> dict[str, Any]:
-    """How far a model's answers on unseen images of forgotten classes are from retraining's; of several classes the mean."""
-    distances = [row["distance"] for row in rows if row["distance"]]
-    neighbours = [absolute(row["neighbour"]["gap"]) for row in rows if row["neighbour"] and row["neighbour"]["gap"]]
-    return {key: _mean(found) for key, found in (("distance", distances), ("mia_nn_gap", neighbours)) if found}
+def _mia_nn_gap(neighbours: Sequence[Mapping[str, Any] | None]) -> dict[str, Any]:
+    """The size of the gap on forgotten classes, of several the mean; nothing where there is none."""
+    gaps = [absolute(near["gap"]) for near in neighbours if near and near["gap"]]
+    return {"mia_nn_gap": _mean(gaps)} if gaps else {}
 
 
 def absolute(estimate: Mapping[str, Any]) -> Mapping[str, Any]:

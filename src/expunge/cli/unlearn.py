@@ -148,7 +148,7 @@ def unlearn(
     save_model(unlearned, output, metadata=record, architecture=given["build"] if "architecture" in metadata else None)
     if json:
         print_json({
-            "output": str(output), "method": repr(chosen), "forgotten": len(split.forget_indices), "accuracy": accuracy,
+            "output": str(output), "method": str(chosen), "forgotten": len(split.forget_indices), "accuracy": accuracy,
             "seconds": round(cost.seconds, 3), "cost": cost.to_dict(), "tuning": found and found.to_dict(),
         })  # fmt: skip
     else:

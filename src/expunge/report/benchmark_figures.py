@@ -4,54 +4,17 @@ All are placed here and drawn by the template, so that names of methods are esca
 width. Names in the others keep their size, so that each is drawn once for each of two widths, and the page shows the one that fits.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .cells import Estimate, Scale
+from .axes import LinearAxis, LogAxis
+from .cells import Estimate
 from .point_labels import Frame, Label, Point, place_labels
-from .spectrum_section import Axis, Tick
 
-BEYOND = 1.5  # times the largest gap: longer intervals are cut there, so that one of two seeds does not press all others together
 FRAMES = (Frame("wide", 736, 440, 34, 7.0), Frame("tall", 328, 500, 28, 6.8))
 
 
 Pair = tuple[Estimate | None, Estimate | None]  # to the right, and upwards
-
-
-@dataclass(frozen=True)
-class FromZero:
-    """From nothing to a little more than the largest value; `unit` times a value is what its numbers say."""
-
-    high: float
-    unit: float = 100.0
-
-    @classmethod
-    def of(cls, values: Sequence[Estimate], unit: float = 100.0) -> "FromZero":
-        """An axis that holds all these values, and their intervals unless they reach far beyond."""
-        most = max(each["value"] for each in values)
-        ends = [each["high"] for each in values if each["high"] is not None]
-        return cls(1.04 * min(max([most, *ends]), BEYOND * most) or 0.01, unit)
-
-    @property
-    def ticks(self) -> list[Tick]:
-        """Three to seven round numbers."""
-        rough = self.unit * self.high / 6
-        power = 10.0 ** math.floor(math.log10(rough))
-        step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough)
-        return [Tick(f"{round(k * step, 9):g}", self.place(k * step / self.unit)) for k in range(int(self.unit * self.high / step) + 1)]
-
-    def place(self, value: float) -> float:
-        """In percent of the axis."""
-        return round(min(100.0, max(0.0, 100 * value / self.high)), 2)
-
-    def style(self, gap: Estimate | None, **marks: float | None) -> str:
-        """Where an estimate and other marks lie, as CSS variables."""
-        return Scale(0.0, self.high).style(gap, zero=0.0, **marks)
-
-    def beyond(self, gap: Estimate) -> bool:
-        """Whether an interval is cut at the upper end."""
-        return gap["high"] is not None and gap["high"] > self.high
 
 
 @dataclass(frozen=True)
@@ -67,7 +30,7 @@ class Scatter:
 
 
 def scatters(
-    methods: Sequence[tuple[str, str, Estimate, Estimate]], across: Axis | FromZero, upwards: FromZero, floor: Pair, original: Pair
+    methods: Sequence[tuple[str, str, Estimate, Estimate]], across: LogAxis | LinearAxis, upwards: LinearAxis, floor: Pair, original: Pair
 ) -> list[Scatter]:
     """One figure, once for each width of a window.
 
@@ -93,7 +56,7 @@ def scatters(
         figures.append(
             Scatter(
                 frame,
-                list(zip(points, place_labels(points, frame, before[1]), strict=True)),
+                list(zip(points, place_labels(points, frame, before), strict=True)),
                 [(tick.label, frame.x(tick.place)) for tick in across.ticks],
                 [(tick.label, frame.y(tick.place)) for tick in upwards.ticks],
                 (x(ends(floor[0])[1]) if floor[0] else None, y(ends(floor[1])[1]) if floor[1] else None),
@@ -109,7 +72,7 @@ def exactly(value: float) -> Estimate:
 
 
 def ends(estimate: Estimate) -> tuple[float, float]:
-    """Of its interval, or twice the value where there is none.
+    """Of its interval; the value at both ends where there is none.
 
     Example:
         >>> ends(exactly(3.0))

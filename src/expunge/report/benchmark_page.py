@@ -7,13 +7,14 @@ from typing import Any
 
 from ..errors import DataError
 from . import cells
-from .benchmark_figures import FromZero, Scatter, ends, exactly, scatters
-from .cells import Cell, Estimate
+from .axes import LinearAxis, LogAxis
+from .benchmark_figures import Scatter, ends, exactly, scatters
+from .cells import Cell, Estimate, number
 from .page import safe_json, template, write_text
 from .point_labels import TIES, WORSE
-from .spectrum_section import Axis, number
 
 Plain = Mapping[str, Any]
+Drawn = Sequence[tuple[Plain, Estimate]]  # methods with their average gaps
 RETRAINED, ORIGINAL = "retrained", "original"
 AVERAGE_GAP, DISTANCE = "average gap", "TV distance"
 HEADS = {
@@ -78,7 +79,7 @@ class Section:
     floor_note: str
     original: Cell | None
     blind: bool
-    axis: FromZero | None
+    axis: LinearAxis | None
     strips: list[Strip]
     by_cost: list[Scatter]
     by_answers: list[Scatter]
@@ -102,7 +103,7 @@ def render_benchmark(result: Plain, path: str | os.PathLike[str] | None = None) 
         DataError: a part is missing, or a value is not plain JSON.
         StoreError: the file cannot be written.
 
-    Cost: a few hundredths of a second for each method of each combination: names look for room in the figure of costs.
+    Cost: a few hundredths of a second for each method of each combination: names look for room in two figures.
     Example:
         >>> gap = {"value": 0.021, "low": 0.01, "high": 0.032, "n": 3, "note": None}
         >>> row = {"name": "a<b", "seeds": 3, "columns": {"average gap": gap}, "gaps": [0.02, 0.021, 0.022], "epochs": 2.5, "seconds": 75.0}
@@ -128,7 +129,7 @@ def render_benchmark(result: Plain, path: str | os.PathLike[str] | None = None) 
             "numbers": numbers,
         }
         text = template().environment.get_template("benchmark.html").render(view)
-    except (KeyError, UndefinedError) as error:
+    except (KeyError, TypeError, AttributeError, UndefinedError) as error:
         raise DataError(f"every part of a benchmark must be complete; got one that is not ({error}). Pass results.to_dict().") from error
     if path is not None:
         write_text(text, path)
@@ -158,7 +159,7 @@ def _section(point: Plain, seeds: int) -> Section:
     standing = {row["name"]: _standing(row, point["ties"], seeds) for row in methods}
     floor, original = (next((_gap(row) for row in rows if row["name"] == name), None) for name in (RETRAINED, ORIGINAL))
     drawn = sorted(((row, gap) for row in methods if (gap := _gap(row))), key=lambda pair: pair[1]["value"])
-    axis = FromZero.of([e for e in (floor, original, *(gap for _, gap in drawn)) if e]) if drawn else None
+    axis = LinearAxis.of([e for e in (floor, original, *(gap for _, gap in drawn)) if e]) if drawn else None
     named = {row["name"]: row for row in rows}
     columns = list(dict.fromkeys([AVERAGE_GAP, *(name for row in rows for name in (*row["columns"], *row["paper"]))]))
     return Section(
@@ -182,32 +183,33 @@ def _section(point: Plain, seeds: int) -> Section:
     )
 
 
-Drawn = Sequence[tuple[Plain, Estimate]]  # methods with their average gaps
-
-
-def _by_cost(drawn: Drawn, standing: Mapping[str, str], axis: FromZero, floor: Estimate | None, original: Estimate | None) -> list[Scatter]:
+def _by_cost(
+    drawn: Drawn, standing: Mapping[str, str], axis: LinearAxis, floor: Estimate | None, original: Estimate | None
+) -> list[Scatter]:
     methods = [(row["name"], standing[row["name"]], exactly(row["epochs"]), gap) for row, gap in drawn if row["epochs"] is not None]
-    across = Axis.of([cost["value"] for _, _, cost, _ in methods])
+    across = LogAxis.of([cost["value"] for _, _, cost, _ in methods])
     return scatters(methods, across, axis, (None, floor), (None, original)) if len(methods) > 1 else []
 
 
 def _by_answers(
-    drawn: Drawn, standing: Mapping[str, str], axis: FromZero, retrained: Plain | None, original: Plain | None
+    drawn: Drawn, standing: Mapping[str, str], axis: LinearAxis, retrained: Plain | None, original: Plain | None
 ) -> list[Scatter]:
     """Accuracies may agree where answers do not: average gaps against the distance of answers."""
-    far = {row["name"]: row["columns"].get(DISTANCE) for row, _ in drawn}
-    methods = [(row["name"], standing[row["name"]], far[row["name"]], gap) for row, gap in drawn if far[row["name"]]]
-    references = [(row["columns"].get(DISTANCE), _gap(row)) if row else (None, None) for row in (retrained, original)]
-    across = [
-        distance for distance in (*(distance for _, _, distance, _ in methods), *(distance for distance, _ in references)) if distance
-    ]
-    return scatters(methods, FromZero.of(across, unit=1.0), axis, *references) if len(methods) > 1 else []
+    methods = [(row["name"], standing[row["name"]], far, gap) for row, gap in drawn if (far := _known(row, DISTANCE))]
+    floor, before = ((_known(row, DISTANCE), _gap(row)) if row else (None, None) for row in (retrained, original))
+    across = [far for far in (*(far for _, _, far, _ in methods), floor[0], before[0]) if far]
+    return scatters(methods, LinearAxis.of(across, unit=1.0), axis, floor, before) if len(methods) > 1 else []
+
+
+def _known(row: Plain, column: str) -> Estimate | None:
+    """A number of a row, if it has one."""
+    estimate = row["columns"].get(column)
+    return estimate if estimate and estimate["value"] is not None else None
 
 
 def _gap(row: Plain) -> Estimate | None:
     """The average gap that the figures show: not that of the runs that are left when others diverged."""
-    gap = row["columns"].get(AVERAGE_GAP)
-    return gap if gap and gap["value"] is not None and not row["problem"] else None
+    return None if row["problem"] else _known(row, AVERAGE_GAP)
 
 
 def _standing(row: Plain, ties: Sequence[str], seeds: int) -> str:
@@ -217,7 +219,7 @@ def _standing(row: Plain, ties: Sequence[str], seeds: int) -> str:
     return WORSE if ties and len(row["gaps"]) == seeds and _gap(row) else ""
 
 
-def _strip(name: str, gap: Estimate, standing: str, axis: FromZero, floor: Estimate | None, original: Estimate | None) -> Strip:
+def _strip(name: str, gap: Estimate, standing: str, axis: LinearAxis, floor: Estimate | None, original: Estimate | None) -> Strip:
     style = axis.style(gap, floor=ends(floor)[1] if floor else None, original=original["value"] if original else None)
     return Strip(name, standing, style, axis.beyond(gap), cells.percent(gap))
 

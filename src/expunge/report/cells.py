@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, TypeGuard
 
 Estimate = dict[str, Any]  # {"value", "low", "high", "n", "note"}; value is None where the data cannot support one
+SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 @dataclass(frozen=True)
@@ -139,3 +140,18 @@ def _ends(x: float | None) -> TypeGuard[float]:
 def _signed(x: float, digits: int) -> str:
     x = round(x, digits) + 0.0  # no "−0.0"
     return f"{x:+.{digits}f}".replace("-", "−") if x else f"{x:.{digits}f}"
+
+
+def number(value: float, digits: int = 4, zeros: bool = False) -> str:
+    """A number ≥ 0 in so many significant digits, without an "e"; with zeros at its end or without.
+
+    Example:
+        >>> number(0.70091), number(20.0), number(20.0, zeros=True), number(123456.0)
+        ('0.7009', '20', '20.00', '1.235 × 10⁵')
+    """
+    mantissa, e, exponent = f"{value:{'#' * zeros}.{digits}g}".partition("e")
+    mantissa = mantissa.removesuffix(".")
+    if not e:
+        return mantissa
+    power = "10" + str(int(exponent)).translate(SUPERSCRIPTS)
+    return power if mantissa == "1" else f"{mantissa} × {power}"

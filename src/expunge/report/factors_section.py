@@ -4,8 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .cells import Cell, _cell, area, area_gap, percent
-from .spectrum_section import number
+from .cells import Cell, _cell, area, area_gap, number, percent
 
 Plain = Mapping[str, Any]
 QUANTITY, SHARE, LOSS, SIGNED = "quantity", "share", "loss", "signed"

@@ -14,9 +14,10 @@ SWEEPS = 4  # after the first; then names hardly move any more
 OVERLAP = 120.0  # what is bad about a place, in pixels of distance: it covers another name,
 COVERED = 60.0  # or a point, or a line runs through a name or a point,
 CROSSING = 40.0  # or two lines cross,
-STRUCK = 12.0  # or an interval or the original's line runs through the name
+STRUCK = 12.0  # or an interval or a line of the original runs through the name
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 Line = tuple[float, float, float, float]  # x, y of both ends
+Lines = tuple[float | None, float | None]  # of the original: x of the upright one, y of the level one
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,8 @@ class Label:
         return round(self.box[0], 1), round(self.box[3] - 4, 1)
 
 
-def place_labels(points: Sequence[Point], frame: Frame, before: float | None = None) -> list[Label]:
-    """A place for each point's name, near it and clear of other names, points and the original's line as far as that is possible; the same for the same points.
+def place_labels(points: Sequence[Point], frame: Frame, before: Lines = (None, None)) -> list[Label]:
+    """A place for each point's name, near it and clear of other names, points and the original's lines as far as that is possible; the same for the same points.
 
     One after the other, each name takes the best place beside those that are there already; then each moves, a few times, to what is best now. From the left and
     from the right, and the better of the two.
@@ -95,18 +96,24 @@ def place_labels(points: Sequence[Point], frame: Frame, before: float | None = N
 
 
 def _best(
-    own: Point, places: Sequence[tuple[Label, float]], points: Sequence[Point], labels: Sequence[Label], before: float | None
+    own: Point, places: Sequence[tuple[Label, float]], points: Sequence[Point], labels: Sequence[Label], before: Lines
 ) -> tuple[Label, float]:
     """The best place of one name, beside these others, and how bad it is."""
     best, least = places[0][0], math.inf
     for label, distance in places:
         if distance >= least:
             break  # candidates come by distance
-        bad = distance + STRUCK * (before is not None and label.box[1] < before < label.box[3])
+        bad = distance + STRUCK * _struck(label.box, before)
         bad += _badness(label, own, points, labels, least - bad)
         if bad < least:
             best, least = label, bad
     return best, least
+
+
+def _struck(box: Box, lines: Lines) -> int:
+    """How many of these lines run through a box."""
+    x, y = lines
+    return (x is not None and box[0] < x < box[2]) + (y is not None and box[1] < y < box[3])
 
 
 def shortened(name: str) -> str:

@@ -4,18 +4,15 @@ Names of layers come from the user's model: they are HTML, never part of a figur
 percent, so that the picture is as wide as the page allows.
 """
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .cells import Cell
+from .axes import LogAxis, Tick
+from .cells import Cell, number
 from .figures import Look
 
 SHOWN = 3  # values of a layer that are printed; the others are in the page's JSON
-DECADES = 6  # of the axis at most: what is smaller than 1e-6 of the largest value lies at its left end
-FEW = 2.2  # decades: up to here the axis has ticks at 1, 2 and 5, beyond at powers of 10
-MOST_TICKS = 8
 SPACE, MARGIN = 9, 10  # pixels between the marks of two models, and around them
 LONG = 12  # rows: longer tables repeat the axis below
 SHAPES = {  # of a mark, by the line that the model has in the curves; 8 pixels wide, around (0, 0)
@@ -25,7 +22,6 @@ SHAPES = {  # of a mark, by the line that the model has in the curves; 8 pixels 
     "dashdot": "M0 -4.7L4.7 0L0 4.7L-4.7 0z",
 }
 ARROW = "M-5 0L3 -4.2V4.2z"  # of what is too small for the axis
-SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 @dataclass(frozen=True)
@@ -62,48 +58,6 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Tick:
-    """A number on the axis."""
-
-    label: str
-    place: float
-
-
-@dataclass(frozen=True)
-class Axis:
-    """A log axis."""
-
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, values: Iterable[float]) -> "Axis":
-        """An axis for these values, of one decade at least; values that are not positive have no place on it."""
-        logs = [math.log10(value) for value in values if value > 0] or [0.0]
-        high = max(logs)
-        low = max(min(logs), high - DECADES)
-        air = max(0.04 * (high - low), (1 - (high - low)) / 2)
-        return cls(low - air, high + air)
-
-    def beyond(self, value: float) -> bool:
-        """Whether a value is smaller than the axis shows."""
-        return value <= 0 or math.log10(value) < self.low
-
-    def place(self, value: float) -> float:
-        """In percent of the width."""
-        if value <= 0:
-            return 0.0
-        return round(min(100.0, max(0.0, 100 * (math.log10(value) - self.low) / (self.high - self.low))), 2)
-
-    @property
-    def ticks(self) -> list[Tick]:
-        step = max(1, math.ceil((self.high - self.low) / MOST_TICKS))
-        powers = range(math.floor(self.low), math.ceil(self.high) + 1)
-        values = [m * 10.0**p for p in powers for m in ((1, 2, 5) if self.high - self.low <= FEW else (1,)) if p % step == 0]
-        return [Tick(number(value), self.place(value)) for value in values if self.low <= math.log10(value) <= self.high]
-
-
-@dataclass(frozen=True)
 class Section:
     """All of it, ready for spectrum.html."""
 
@@ -130,7 +84,7 @@ def section(spectra: Mapping[str, Mapping[str, Any]] | None, look: Mapping[str, 
     models = [Model(name, look[name].colour, SHAPES[look[name].line], *_bound(found)) for name, found in spectra.items()]
     layers = {name: {layer["name"]: layer for layer in found["layers"]} for name, found in spectra.items()}
     every = [layer for mine in layers.values() for layer in mine.values()]
-    axis = Axis.of([layer["values"][0] for layer in every] + ([limit] if limit else []))
+    axis = LogAxis.of([layer["values"][0] for layer in every] + ([limit] if limit else []))
     rows = []
     for name in _in_order(layers):
         there = [(k, model, layers[model.name][name]) for k, model in enumerate(models) if name in layers[model.name]]
@@ -168,27 +122,12 @@ def values_with_errors(layer: Mapping[str, Any]) -> list[str]:
     return [number(value, zeros=True) + error for value, error in zip(layer["values"], errors, strict=True)]
 
 
-def number(value: float, digits: int = 4, zeros: bool = False) -> str:
-    """A number ≥ 0 in so many significant digits, without an "e"; with zeros at its end or without.
-
-    Example:
-        >>> number(0.70091), number(20.0), number(20.0, zeros=True), number(123456.0)
-        ('0.7009', '20', '20.00', '1.235 × 10⁵')
-    """
-    mantissa, e, exponent = f"{value:{'#' * zeros}.{digits}g}".partition("e")
-    mantissa = mantissa.removesuffix(".")
-    if not e:
-        return mantissa
-    power = "10" + str(int(exponent)).translate(SUPERSCRIPTS)
-    return power if mantissa == "1" else f"{mantissa} × {power}"
-
-
 def dimensions(shape: Iterable[int]) -> str:
     """A shape as one reads it: 3×32×32."""
     return "×".join(map(str, shape))
 
 
-def _mark(model: Model, layer: Mapping[str, Any], axis: Axis, y: float) -> Mark:
+def _mark(model: Model, layer: Mapping[str, Any], axis: LogAxis, y: float) -> Mark:
     value, error = layer["values"][0], layer["error_estimate"][0]
     ends = (None, None) if layer["converged"] else (axis.place(value - error), axis.place(value + error))
     return Mark(model, ARROW if axis.beyond(value) else model.shape, axis.place(value), y, *ends)
