@@ -45,7 +45,8 @@ class FreshTeacher(Method):
         DataError: the split has no retain samples.
         ModelError: no `build`, and a parameter belongs to a module without `reset_parameters`; or `build` makes a network with another number of outputs, or the very model.
 
-    Paper: ours. The defaults were chosen with the help of retrained models (10 % of 10,000 images of CIFAR-10, `resnet_tiny`, 20 epochs); `tune` chooses `lr` without.
+    Paper: ours. The defaults were chosen with the help of retrained models (10 % of 10,000 images of CIFAR-10, `resnet_tiny`, 20 epochs); `tune` chooses `lr` without. What it comes to
+    on other samples, and what of it matters, is in the results (docs/results).
     Nearest in print: Dolgova and Stich 2026, arXiv:2605.31317, whose small teacher is trained on the forget samples' neighbours among the retain samples; Bad Teacher (arXiv:2205.08096) has a fresh network that is not trained.
     Departures: none.
     Example:
