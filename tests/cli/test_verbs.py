@@ -312,7 +312,7 @@ def test_unlearn_counts_what_it_cost_and_chooses_a_step_without_the_retrained_mo
     plain = json.loads(expunge(*common, "-o", tmp_path / "plain", "--json").stdout)
     assert plain["tuning"] is None and plain["cost"]["backward"] == {"retain": 190} and plain["cost"]["seconds"] > 0
     found = json.loads(expunge(*common, "--tune", "2", "-o", tmp_path / "tuned", "--json").stdout)
-    tried = {trial["value"]: trial["gap"][0] for trial in found["tuning"]["trials"]}
+    tried = {trial["value"]: trial["gap"]["value"] for trial in found["tuning"]["trials"]}
     best = min(tried, key=tried.get)
     assert len(tried) == 2 and found["tuning"]["best"] == best and f"lr={best}" in found["method"]
     assert read_metadata(tmp_path / "tuned")["tuning"] == found["tuning"]
