@@ -284,7 +284,7 @@ def main() -> None:
     if options.stage == "measure":
         return
     leakage = [experiment.leakage(c, for_leakage(methods[c])) for c in CLASSES]
-    about = {"recipe": repr(RECIPE), "methods": {n: str(m) for n, m in METHODS.items()}, "calibrated": {experiment.train.classes[c]: repr(methods[c][CALIBRATED]) for c in CLASSES},
+    about = {"recipe": repr(RECIPE), "methods": {n: str(m) for n, m in METHODS.items()}, "calibrated": {experiment.train.classes[c]: str(methods[c][CALIBRATED]) for c in CLASSES},
              "versions": provenance(), "platform": platform.platform()}  # fmt: skip
     (options.out / "class_cifar10.json").write_text(json.dumps({"plan": about, "rows": rows, "leakage": leakage}, indent=1) + "\n")
     text = f"# Forgetting classes of CIFAR-10\n\n{table(rows)}\n\n## U-LiRA, {leakage[0]['n']} against {leakage[0]['n']} models a class\n\n"

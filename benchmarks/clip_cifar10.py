@@ -199,7 +199,7 @@ def main() -> None:
         experiment.measured(options.only)
         return
     results = {clip: experiment.measured(clip) for clip in CLIPS}
-    plan = {"train": N_TRAIN, "forget": N_FORGET, "seeds": SEEDS, "methods": {n: repr(m) for n, m in METHODS.items()}}
+    plan = {"train": N_TRAIN, "forget": N_FORGET, "seeds": SEEDS, "methods": {n: str(m) for n, m in METHODS.items()}}
     record = {"plan": plan, "versions": provenance(), "platform": platform.platform(), "results": results}
     (options.out / "clip_cifar10.json").write_text(json.dumps(record) + "\n")
     text = f"# Clipping and unlearning on CIFAR-10\n\nMean of three seeds ± 95 % t interval.\n\n{table(results)}\n"

@@ -143,7 +143,7 @@ def main() -> None:
     finish_cells(works, point, point.store, stage="requests", things="sequences", workers=options.workers)
     found = measure(point, works)
     stem = options.out / f"sequential_cifar10_{options.scale or 'paper'}"
-    record = {"results": found, "settings": {name: repr(chosen(point, name)) for name in options.methods}, "provenance": provenance()}
+    record = {"results": found, "settings": {name: str(chosen(point, name)) for name in options.methods}, "provenance": provenance()}
     stem.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
     stem.with_suffix(".md").write_text(f"# Five requests, one after another\n\n{table(found)}\n")
     print(table(found))

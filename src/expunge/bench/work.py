@@ -27,10 +27,8 @@ from ..tuning import tune
 from .point import Point
 
 FAILED = "failed"  # in a result: why there is none
-REVISIONS = {
-    "tuned": 5,
-    "audited": 5,
-}  # a higher one makes such cells anew: trials go on where the gap falls; distances of answers, also of samples
+# Of what is kept; a higher one makes such cells anew. tuned: trials go on where the gap falls; audited: distances of answers, of samples too.
+REVISIONS = {"tuned": 5, "audited": 5}
 
 
 @final

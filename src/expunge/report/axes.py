@@ -22,7 +22,7 @@ class Tick:
 
 @dataclass(frozen=True)
 class LogAxis:
-    """A logarithmic axis; its ends are powers of 10."""
+    """A logarithmic axis; low and high are the exponents of 10 at its ends."""
 
     low: float
     high: float

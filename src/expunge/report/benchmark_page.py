@@ -157,10 +157,10 @@ def _section(point: Plain, seeds: int) -> Section:
     rows = point["rows"]
     methods = [row for row in rows if _is_method(row)]
     standing = {row["name"]: _standing(row, point["ties"], seeds) for row in methods}
-    floor, original = (next((_gap(row) for row in rows if row["name"] == name), None) for name in (RETRAINED, ORIGINAL))
+    retrained, before = (next((row for row in rows if row["name"] == name), None) for name in (RETRAINED, ORIGINAL))
+    floor, original = (_gap(row) if row else None for row in (retrained, before))
     drawn = sorted(((row, gap) for row in methods if (gap := _gap(row))), key=lambda pair: pair[1]["value"])
     axis = LinearAxis.of([e for e in (floor, original, *(gap for _, gap in drawn)) if e]) if drawn else None
-    named = {row["name"]: row for row in rows}
     columns = list(dict.fromkeys([AVERAGE_GAP, *(name for row in rows for name in (*row["columns"], *row["paper"]))]))
     return Section(
         title=point["title"],
@@ -172,7 +172,7 @@ def _section(point: Plain, seeds: int) -> Section:
         axis=axis,
         strips=[_strip(row["name"], gap, standing[row["name"]], axis, floor, original) for row, gap in drawn] if axis else [],
         by_cost=_by_cost(drawn, standing, axis, floor, original) if axis else [],
-        by_answers=_by_answers(drawn, standing, axis, named.get(RETRAINED), named.get(ORIGINAL)) if axis else [],
+        by_answers=_by_answers(drawn, standing, axis, retrained, before) if axis else [],
         missing=_missing(methods),
         heads=[HEADS.get(name, name) for name in columns],
         lines=[_line(row, columns, standing.get(row["name"], ""), seeds) for row in rows],
